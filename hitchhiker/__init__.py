@@ -1,0 +1,11 @@
+"""hitchhiker: gradients through Poisson counts.
+
+A rate becomes a *law*, the law gives a *sample*, the sample goes through your function, an *estimator* turns that
+into a gradient, *diagnostics* judge the gradient, a *trainer* uses it.
+
+>>> import torch, hitchhiker as hh
+>>> rate = torch.tensor([0.5, 4.0], requires_grad=True)
+>>> z = hh.EATPoisson(rate=rate, temperature=0.1).rsample((1000,))
+>>> z.shape
+torch.Size([1000, 2])
+"""
