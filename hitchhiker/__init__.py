@@ -9,3 +9,18 @@ into a gradient, *diagnostics* judge the gradient, a *trainer* uses it.
 >>> z.shape
 torch.Size([1000, 2])
 """
+
+from hitchhiker import indicators, truncation
+from hitchhiker.relaxations.arrival_time import EATPoisson
+from hitchhiker.relaxations.common import poisson_kl
+from hitchhiker.relaxations.gumbel_softmax import GSMPoisson, GumbelSoftmaxCount
+
+__all__ = [
+    "EATPoisson",
+    "GSMPoisson",
+    "GumbelSoftmaxCount",
+    "indicators",
+    "poisson_kl",
+    "truncation",
+]
+__version__ = "0.1.0"

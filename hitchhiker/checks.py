@@ -1,0 +1,58 @@
+"""Argument checks shared by the module: a ``ValueError`` names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def as_float_tensor(name: str, value: Tensor | float, like: Tensor | None = None) -> Tensor:
+    """``value`` as a real floating tensor (integers become the default dtype); complex and boolean are refused."""
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        try:
+            tensor = torch.as_tensor(value, device=None if like is None else like.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} must be a real number or tensor, got {value!r}") from error
+        if tensor.is_floating_point():  # Python and numpy numbers follow torch's default, or the tensor beside them
+            tensor = tensor.to(torch.get_default_dtype() if like is None else like.dtype)
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise ValueError(f"{name} must be real, got dtype {tensor.dtype}; pass a floating tensor")
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype() if like is None else like.dtype)
+    if like is not None and tensor.device != like.device and tensor.numel() != 1:
+        raise ValueError(f"{name} must be on the device of the other parameters, {like.device}, got {tensor.device}")
+    return tensor
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether values may be looked at: not while torch.compile traces nor inside torch.func transforms."""
+    if torch.compiler.is_compiling():
+        return False
+    return not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
+
+
+def require(name: str, tensor: Tensor, holds: Callable[[Tensor], Tensor], domain: str) -> None:
+    """Raise ``ValueError`` unless ``holds`` is true of every element (NaN never is)."""
+    values = tensor.detach()
+    if not readable(values) or values.numel() == 0:
+        return
+    good = holds(values)
+    if bool(good.all()):
+        return
+    worst = values[~good].flatten()[0].item()
+    where = tuple((~good).nonzero()[0].tolist())
+    raise ValueError(f"{name} must be {domain}, got {worst:g}" + (f" at index {where}" if where else ""))
+
+
+def finite_nonnegative(x: Tensor) -> Tensor:
+    return (x >= 0) & (x < torch.inf)
+
+
+def require_count(name: str, value: int | None, minimum: int = 1) -> None:
+    """Raise ``ValueError`` unless ``value`` is None or a whole number of at least ``minimum``."""
+    if value is not None and (isinstance(value, bool) or int(value) != value or value < minimum):
+        raise ValueError(f"{name} must be a whole number >= {minimum}, got {value!r}")

@@ -1,0 +1,112 @@
+"""The two samplers as torch operators: opaque to ``torch.compile``, batched by ``torch.func.vmap``, first derivatives.
+
+An operator returns (count, dz/dparameter). The backward pass multiplies by the stored derivative; noise is drawn
+from torch's generator of the device, so ``torch.manual_seed`` fixes it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hitchhiker import indicators
+from hitchhiker.kernels import window
+
+
+def arrival_time(parameter: Tensor, temperature: Tensor, indicator: str, is_log: bool, hard: bool) -> Tensor:
+    """EAT counts of the parameter's shape, differentiable in the parameter (λ, or ln λ with ``is_log``)."""
+    return _WithSlope.apply(_arrival_time, parameter, temperature, indicator, is_log, hard)[0]
+
+
+def gumbel_softmax(parameter: Tensor, temperature: Tensor, num_categories: int, is_log: bool, hard: bool) -> Tensor:
+    """GSM counts of the parameter's shape, differentiable in the parameter (λ, or ln λ with ``is_log``)."""
+    return _WithSlope.apply(_gumbel_softmax, parameter, temperature, num_categories, is_log, hard)[0]
+
+
+class _WithSlope(torch.autograd.Function):
+    """Runs an operator that returns (count, slope); backward is grad · slope."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator, parameter, temperature, *options):
+        return operator(parameter, temperature, *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.num_options = len(inputs) - 3
+
+    @staticmethod
+    def backward(ctx, grad_count, _):
+        (slope,) = ctx.saved_tensors
+        return None, _FirstDerivativeOnly.apply(grad_count, slope), None, *([None] * ctx.num_options)
+
+
+class _FirstDerivativeOnly(torch.autograd.Function):
+    """grad · slope, which refuses to be differentiated: the slope's own derivative is not kept."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, slope):
+        return grad * slope
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
+        raise NotImplementedError(
+            "a relaxed count has first derivatives only; for higher ones use num_arrivals=M, which autograd sees whole"
+        )
+
+
+def _per_parameter(slope: Tensor, parameter: Tensor, is_log: bool) -> Tensor:
+    """dz/dparameter from dz/d ln λ; at λ = 0 no arrival ever comes and the derivative of every sample is 0."""
+    if is_log:
+        return slope
+    return torch.where(parameter > 0, slope / parameter, torch.zeros_like(slope))
+
+
+@torch.library.custom_op("hitchhiker::arrival_time", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _arrival_time(parameter: Tensor, temperature: Tensor, indicator: str, is_log: bool, hard: bool) -> tuple[Tensor, Tensor]:
+    rate = parameter.exp() if is_log else parameter
+    count, slope = window.sample_arrival_time(rate, temperature, indicators.get(indicator), hard)
+    return count, _per_parameter(slope, parameter, is_log)
+
+
+@torch.library.custom_op("hitchhiker::gumbel_softmax", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _gumbel_softmax(
+    parameter: Tensor, temperature: Tensor, num_categories: int, is_log: bool, hard: bool
+) -> tuple[Tensor, Tensor]:
+    log_rate = parameter if is_log else parameter.log()
+    count, slope = window.sample_gumbel_softmax(log_rate, temperature, num_categories, hard)
+    return count, _per_parameter(slope, parameter, is_log)
+
+
+def _outputs_like(parameter, temperature, *_):
+    return torch.empty_like(parameter, memory_format=torch.contiguous_format), torch.empty_like(
+        parameter, memory_format=torch.contiguous_format
+    )
+
+
+def _vmap_rule(operator):
+    def rule(info, in_dims, parameter, temperature, *options):
+        if info.randomness != "different":
+            raise RuntimeError(f"vmap over a sampler needs randomness='different', got {info.randomness!r}")
+        parameter = parameter.movedim(in_dims[0], 0) if in_dims[0] is not None else parameter.expand(info.batch_size, *parameter.shape)
+        if in_dims[1] is not None:  # keep the batch first while the rest broadcasts from the right
+            temperature = temperature.movedim(in_dims[1], 0)
+            padding = [1] * (parameter.dim() - temperature.dim())
+            temperature = temperature.reshape(info.batch_size, *padding, *temperature.shape[1:])
+        return operator(parameter, temperature, *options), (0, 0)
+
+    return rule
+
+
+for _operator in (_arrival_time, _gumbel_softmax):
+    _operator.register_fake(_outputs_like)
+    _operator.register_vmap(_vmap_rule(_operator))

@@ -1,0 +1,1 @@
+"""The laws: relaxed (and exact) count distributions as ``torch.distributions`` citizens, one file each."""

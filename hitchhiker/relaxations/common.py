@@ -1,0 +1,175 @@
+"""What all relaxed Poisson laws share: one rate, one temperature, exact counts, the Poisson log-pmf and its KL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, Poisson, constraints, register_kl
+from torch.distributions.utils import lazy_property
+
+from hitchhiker.checks import as_float_tensor, finite_nonnegative, require
+
+
+class RelaxedCount(Distribution):
+    """A law on [0, ∞) that relaxes a count; subclasses list their constructor's arguments in ``_arguments``.
+
+    ``_tensors`` names the tensor arguments that broadcast against each other; ``expand`` and
+    ``with_parameters`` rebuild the law from them, so options such as ``hard`` survive.
+    """
+
+    support = constraints.nonnegative
+    has_rsample = True
+    _tensors: tuple[str, ...] = ()
+
+    def _arguments(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def with_parameters(self, **tensors: Tensor) -> RelaxedCount:
+        """The same law with some tensor arguments replaced (not validated again)."""
+        return type(self)(**{**self._arguments(), **tensors, "validate_args": False})
+
+    def expand(self, batch_shape, _instance=None) -> RelaxedCount:
+        """The same law with its parameters expanded to ``batch_shape``; every option is kept."""
+        shape = torch.Size(batch_shape)
+        arguments = self._arguments()
+        law = self.with_parameters(
+            **{name: arguments[name].expand(shape) for name in self._tensors if isinstance(arguments[name], Tensor)}
+        )
+        law._validate_args = self._validate_args
+        return law
+
+    def __repr__(self) -> str:
+        parts = []
+        for name, value in self._arguments().items():
+            if name == "validate_args" or value is None or value is False:
+                continue
+            if isinstance(value, Tensor):
+                value = f"{value.item():g}" if value.dim() == 0 and not torch.compiler.is_compiling() else tuple(value.shape)
+            parts.append(f"{name}={getattr(value, 'name', value)}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    @property
+    def log_rate(self) -> Tensor:
+        """ln λ (log counts per window)."""
+        return self.rate.log()
+
+    def _check_counts(self, counts: Tensor) -> None:
+        if self._validate_args:
+            require("counts", counts, lambda x: x >= 0, ">= 0 (real values are allowed)")
+
+
+def check_temperature(temperature: Tensor | float, like: Tensor, validate: bool) -> Tensor:
+    """The temperature as a tensor of ``like``'s dtype and device, refused unless finite and >= 0."""
+    tensor = as_float_tensor("temperature", temperature, like=like)
+    if validate:
+        require("temperature", tensor, finite_nonnegative, ">= 0 and finite")
+    return tensor.to(like)
+
+
+class RelaxedPoisson(RelaxedCount):
+    """Common part of :class:`EATPoisson` and :class:`GSMPoisson`: parameters, exact counts, log-pmf.
+
+    Exactly one of ``rate`` (λ >= 0, counts per window) and ``log_rate`` (ln λ) is given, and gradients reach
+    that one.
+    """
+
+    arg_constraints = {"rate": constraints.nonnegative, "log_rate": constraints.real}  # noqa: RUF012
+    _tensors = ("rate", "log_rate", "temperature")
+
+    def __init__(self, rate, log_rate, temperature, validate_args: bool | None):
+        if (rate is None) == (log_rate is None):
+            raise ValueError("exactly one of rate and log_rate must be given, got " + ("both" if rate is not None else "neither"))
+        validate = validate_args is not False
+        name = "rate" if log_rate is None else "log_rate"
+        parameter = as_float_tensor(name, rate if log_rate is None else log_rate)
+        if validate and log_rate is None:
+            require("rate", parameter, finite_nonnegative, ">= 0 and finite")
+        elif validate:
+            require("log_rate", parameter, lambda u: u.exp() < torch.inf, "a real number (or -inf) with a finite exponential")
+        self.temperature = check_temperature(temperature, parameter.detach(), validate)
+        shape = torch.broadcast_shapes(parameter.shape, self.temperature.shape)
+        #: the tensor that gradients reach: the rate or the log-rate, whichever was given
+        self.parameter = parameter.expand(shape)
+        self.is_log = log_rate is not None
+        super().__init__(shape, validate_args=False)
+        self._validate_args = validate
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "rate": None if self.is_log else self.parameter,
+            "log_rate": self.parameter if self.is_log else None,
+            "temperature": self.temperature,
+            "validate_args": self._validate_args,
+        }
+
+    @lazy_property
+    def rate(self) -> Tensor:
+        """λ, counts per window."""
+        return self.parameter.exp() if self.is_log else self.parameter
+
+    @lazy_property
+    def log_rate(self) -> Tensor:  # type: ignore[override]
+        """ln λ."""
+        return self.parameter if self.is_log else self.parameter.log()
+
+    def with_parameter(self, parameter: Tensor) -> RelaxedPoisson:
+        """The same law with another rate (or log-rate, whichever this law was built from)."""
+        return self.with_parameters(**{"log_rate" if self.is_log else "rate": parameter})
+
+    def sample(self, sample_shape=()) -> Float[Tensor, "..."]:
+        """Integer counts (as floats) from the true Poisson law, not from the relaxed one."""
+        with torch.no_grad():
+            return torch.poisson(self.rate.expand(self._extended_shape(torch.Size(sample_shape))))
+
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """ln Poisson(value; λ) in nats, extended to real ``value >= 0`` by the log-gamma function.
+
+        At a relaxed (non-integer) value this is not the density of the relaxed law.
+        """
+        self._check_counts(value)
+        if self.is_log:
+            # -inf · 0 must be 0: an empty count at rate 0 has probability one
+            log_power = torch.where(value == 0, 0.0, value * self.parameter)
+        else:
+            log_power = torch.special.xlogy(value, self.rate)
+        return log_power - self.rate - torch.lgamma(value + 1)
+
+
+def poisson_kl(
+    posterior_rate: Float[Tensor, "*batch"], prior_rate: Float[Tensor, "*#batch"]
+) -> Float[Tensor, "*batch"]:
+    """Kullback–Leibler divergence KL(Poisson(λ) ‖ Poisson(r)) = λ ln(λ/r) - λ + r, elementwise, in nats.
+
+    Arguments are rates >= 0 (counts per window), broadcast against each other. Zero rates follow the limits: λ = 0
+    gives r, r = 0 < λ gives inf. Near λ = r a series in (λ-r)/(λ+r) replaces the difference of large numbers, so
+    that float32 keeps full relative accuracy. A negative or NaN rate raises ``ValueError``.
+
+    >>> poisson_kl(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 3.0]))
+    tensor([0.3069, 3.0000])
+
+    Source: the closed-form KL term of the P-VAE's ELBO (Eq. 2).
+    """
+    q, r = torch.broadcast_tensors(as_float_tensor("posterior_rate", posterior_rate), as_float_tensor("prior_rate", prior_rate))
+    for name, rate in (("posterior_rate", q), ("prior_rate", r)):
+        require(name, rate, lambda x: x >= 0, ">= 0")
+    x = (q - r) / (q + r)
+    near = x.abs() < 0.1
+    # both branches see harmless values where the other one is taken, or their gradients would be NaN
+    qn, rn = torch.where(near, q, 1.0), torch.where(near, r, 1.0)
+    xn = (qn - rn) / (qn + rn)
+    series = sum((xn ** (2 * j + 1) / (2 * j + 1) for j in range(8, 0, -1)), torch.zeros_like(xn))
+    close = (qn - rn) * xn + 2 * qn * series
+    qf, rf = torch.where(near, 1.0, q), torch.where(near, 1.0, r)
+    far = torch.special.xlogy(qf, qf) - torch.special.xlogy(qf, rf) - qf + rf
+    return torch.where(near, close, far)
+
+
+@register_kl(RelaxedPoisson, RelaxedPoisson)
+@register_kl(RelaxedPoisson, Poisson)
+@register_kl(Poisson, RelaxedPoisson)
+def _kl_poisson(p, q) -> Tensor:
+    """KL between the Poisson laws that p and q relax; the relaxed laws' own KL has no tractable form."""
+    return poisson_kl(p.rate, q.rate)
