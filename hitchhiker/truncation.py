@@ -10,15 +10,14 @@ enough for the largest rate (and temperature) it is given.
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
-from torch import Tensor
 
+from hitchhiker import moments
 from hitchhiker.indicators import SoftIndicator, get
-
-Numbers = Any  # a float, an array or a tensor
+from hitchhiker.moments import Numbers, _checked
 
 
 def paper_num_arrivals(rate: Numbers, tail: float = 1e-3) -> int:
@@ -56,15 +55,15 @@ def num_arrivals(
     """Arrivals that Algorithm 1 needs so that cutting it there is not felt.
 
     An arrival counts while ``(1 - t)/τ > -S``, so N ~ Poisson(λ(1 + Sτ)) arrivals matter.  M is the
-    smallest number with ``P(N > M) <= tail`` and ``E[(N - M)⁺] <= tail · λ`` (the second only bites at
-    small rates).  The arrivals that are cut are the outermost, where f is nearly 0, so the relative loss
-    of mean and variance is far below ``tail`` (under 3·10⁻⁵ at the default for every indicator here,
-    rates 1e-8 … 1e6 and τ <= 1); that of the mean gradient is below ``tail``.
+    smallest number with ``P(N > M) <= tail`` at which the mean, the variance and (τ > 0) the mean
+    gradient of Algorithm 1, which :mod:`hitchhiker.moments` has exactly, fall short of those of M = ∞ by
+    at most ``tail`` of them.  The first rule decides at large rates and warm temperatures, where the loss
+    is far smaller than ``tail``; the second elsewhere.
 
     Parameters
     ----------
     rate : λ, counts per window, ``>= 0``.
-    temperature : τ ``>= 0``, broadcastable with ``rate``; 0 means hard counts.
+    temperature : τ ``>= 0``, broadcastable with ``rate``; 0 means hard counts, min(N, M).
     indicator : name or object.  S is the half width of its support; for the sigmoid, which has none,
         ``S = 2 ln(1/tail)``: what lies beyond adds ``τ·ln(1 + e^{-S}) < τ·tail²`` of the rate.
     tail : as above.
@@ -79,26 +78,25 @@ def num_arrivals(
     ValueError
         for negative, NaN or infinite rates or temperatures, or ``tail`` outside (0, 1).
 
-    >>> num_arrivals(100.0), num_arrivals(100.0, 0.5), num_arrivals(100.0, 0.5, "sigmoid")
-    (132, 189, 879)
+    >>> num_arrivals(100.0, 0.5), num_arrivals(100.0, 0.5, "sigmoid"), num_arrivals(1e-8, 0.5)
+    (189, 879, 1)
     """
     rates, temperatures, alpha = _checked("rate", rate), _checked("temperature", temperature), _tail(tail)
-    if not rates.size or not rates.max():
-        return 1
     soft = get(indicator)
-    half = soft.support[1] if soft.is_compact else -2 * math.log(alpha)
-    mean = (rates * (1 + half * temperatures)).max()
-    return max(1, _poisson_cut(mean, alpha, alpha / (1 + half * temperatures.max())))
+    if not rates.size or not temperatures.size or not rates.max():
+        return 1
+    return _arrivals(float(rates.max()), float(temperatures.max()), soft, alpha)
 
 
 def num_categories(rate: Numbers, temperature: Numbers = 0.0, tail: float = 1e-3) -> int:
     """Categories 0 … K-1 that a Gumbel-softmax count needs.
 
-    Up to τ = 1 the mean weight of category m falls like the pmf π_m, and K - 1 is the smallest number with
-    ``P(N > K - 1) <= tail`` and ``E[(N - K + 1)⁺] <= tail · λ``: one category more than Eq. 79, whose M
-    categories 0 … M-1 drop M itself.  Beyond τ = 1 weights fall like ``π_m^{1/τ}`` only, and the same
-    rule is applied to that tempered law; as τ → ∞ they become uniform, and the relaxed mean, about K/2,
-    is a matter of K and not of λ.
+    Up to τ = 1 the mean weight of category m falls like the pmf π_m.  K is the smallest number with
+    ``P(N > K - 1) <= tail`` at which the Poisson cut to 0 … K-1 and renormalised keeps its mean and
+    variance to within ``tail`` of them.  The first rule alone is one category more than Eq. 79, whose M
+    categories 0 … M-1 drop M itself; the second adds a few.  Beyond τ = 1 weights fall like ``π_m^{1/τ}``
+    only, and the same rules are applied to that tempered law.  As τ → ∞ the weights become uniform, and
+    the relaxed mean, about K/2, is a matter of K, not of λ.
 
     Parameters
     ----------
@@ -116,55 +114,70 @@ def num_categories(rate: Numbers, temperature: Numbers = 0.0, tail: float = 1e-3
         for negative, NaN or infinite rates or temperatures, or ``tail`` outside (0, 1).
 
     >>> num_categories(100.0, 0.5), num_categories(100.0, 4.0), num_categories(1e-8)
-    (133, 170, 2)
+    (142, 189, 2)
     """
     rates, temperatures, alpha = _checked("rate", rate), _checked("temperature", temperature), _tail(tail)
-    if not rates.size or not rates.max():
+    if not rates.size or not temperatures.size or not rates.max():
         return 2
-    top, sharpness = float(rates.max()), 1 / max(1.0, float(temperatures.max()))
-    if sharpness == 1:
-        return max(2, _poisson_cut(top, alpha, alpha) + 1)
-    spread = math.sqrt((top + 1 / sharpness) / sharpness)
-    m = np.arange(int(top + 12 * spread + 40 / sharpness) + 2, dtype=np.float64)
-    return max(2, quantile_of_logits(sharpness * stats.poisson.logpmf(m, top), alpha) + 1)
+    top, heat = float(rates.max()), max(1.0, float(temperatures.max()))
+    # The tempered law has mode λ and variance about heat·λ; the tails are at worst those of a geometric.
+    reach = 14 * math.sqrt(heat * (top + heat)) + 60 * heat
+    m = np.arange(max(0, int(top - reach)), int(top + reach) + 2, dtype=np.float64)
+    return 1 + int(m[0]) + cut_of_logits(stats.poisson.logpmf(m, top) / heat, alpha, first=m[0])
 
 
-def quantile_of_logits(logits: np.ndarray, tail: float = 1e-3) -> int:
-    """Smallest m with ``P(N > m) <= tail`` and ``E[(N - m)⁺] <= tail · E N`` for the law ``p_m ∝
-    e^{logits_m}``.
+def cut_of_logits(logits: np.ndarray, tail: float = 1e-3, first: float = 0.0) -> int:
+    """Index of the last category needed of ``p_m ∝ e^{logits}``, m = first, first + 1, …
 
-    ``logits`` has shape ``(M,)``, nats, unnormalised, and must reach far enough itself.
+    The smallest index i with ``P(beyond i) <= tail`` at which the law cut there and renormalised keeps
+    its mean and variance to within ``tail`` of them.
 
-    >>> quantile_of_logits(np.log([0.5, 0.4, 0.0999, 0.0001]))
+    Parameters
+    ----------
+    logits : shape ``(M,)``, nats, unnormalised; must itself reach far enough.
+    tail : largest probability and relative loss.
+    first : the count that ``logits[0]`` belongs to.
+
+    >>> cut_of_logits(np.log([0.5, 0.4, 0.09999, 0.00001]))
     2
     """
     p = np.exp(logits - np.max(logits))
     p /= p.sum()
-    beyond = np.append(np.cumsum(p[::-1])[::-1], 0.0)[1:]  # P(N > m)
-    excess = np.cumsum(beyond[::-1])[::-1]  # E (N - m)^+
-    enough = (beyond <= tail) & (excess <= tail * (np.arange(p.size) @ p))
+    m = first + np.arange(p.size)
+    centre = p @ m
+    kept = np.cumsum(p)
+    shift = np.cumsum(p * (m - centre)) / kept  # mean kept, about the whole mean
+    spread = np.cumsum(p * (m - centre) ** 2) / kept - shift**2
+    beyond = np.append(np.cumsum(p[::-1])[::-1], 0.0)[1:]
+    enough = (beyond <= tail) & (-shift <= tail * centre) & (spread >= (1 - tail) * spread[-1])
     return int(np.argmax(enough)) if enough.any() else p.size - 1
 
 
-def _poisson_cut(mean: float, tail: float, relative: float) -> int:
-    """Smallest M with P(N > M) <= tail and E(N - M)⁺ <= relative · mean, N ~ Poisson(mean)."""
-    m = int(stats.poisson.isf(tail, mean))
-    while mean * stats.poisson.sf(m - 1, mean) - m * stats.poisson.sf(m, mean) > relative * mean:
-        m += 1
-    return m
+@lru_cache(maxsize=256)
+def _arrivals(rate: float, temperature: float, soft: SoftIndicator, tail: float) -> int:
+    half = soft.support[1] if soft.is_compact else -2 * math.log(tail)
+    enough = max(1, int(stats.poisson.isf(tail, rate * (1 + half * temperature))))
+    if _loss(rate, temperature, soft, enough) <= tail:
+        return enough
+    short, step = enough, max(1, int(math.sqrt(enough) / 4))
+    while _loss(rate, temperature, soft, enough) > tail:
+        short, enough = enough, enough + step
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        short, enough = (
+            (short, middle) if _loss(rate, temperature, soft, middle) <= tail else (middle, enough)
+        )
+    return enough
 
 
-def _checked(name: str, value: Numbers) -> np.ndarray:
-    """``value`` as a float64 array after checking that it is finite and >= 0."""
-    try:
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        array = array.astype(np.float64, casting="safe" if array.dtype.kind in "biuf" else "no")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be real and >= 0, got {value!r}") from error
-    bad = ~(np.isfinite(array) & (array >= 0))
-    if bad.any():
-        raise ValueError(f"{name} must be finite and >= 0, got {array[bad].flat[0]}")
-    return array
+def _loss(rate: float, temperature: float, soft: SoftIndicator, m: int) -> float:
+    """Largest relative shortfall of Algorithm 1 with m arrivals among mean, variance and mean gradient."""
+    at = (soft, temperature, rate, m)
+    c, v = moments.mean_factor(soft, temperature), moments.variance_factor(soft, temperature)
+    losses = [1 - moments.truncated_mean_factor(*at) / c, 1 - moments.truncated_variance_factor(*at) / v]
+    if temperature > 0:
+        losses.append(1 - moments.truncated_gradient_mean(*at) / c)
+    return max(losses)
 
 
 def _tail(tail: float) -> float:
@@ -173,4 +186,4 @@ def _tail(tail: float) -> float:
     return float(tail)
 
 
-__all__ = ["num_arrivals", "num_categories", "paper_num_arrivals", "quantile_of_logits"]
+__all__ = ["cut_of_logits", "num_arrivals", "num_categories", "paper_num_arrivals"]
