@@ -198,7 +198,7 @@ def show_patches(
 def show_rows(rows: Sequence[tuple[str, Any]], *, title: str | None = None, cell: float = 0.55) -> Figure:
     """Show several sets of patches as labelled rows of one grid, on one grey scale.
 
-    ``rows`` is a sequence of ``(name, patches)``; all patches (N, D) with the same N and D.  Returns the figure.
+    ``rows`` is a sequence of ``(name, patches)``; all patches (N, D), the same N and D.  Returns the figure.
     """
     plt = _pyplot()
     arrays = (p.detach().cpu() if hasattr(p, "detach") else p for _, p in rows)

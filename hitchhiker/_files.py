@@ -1,0 +1,51 @@
+"""Writing files so that a reader, or a crash, never sees half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Replace ``path`` by ``content`` in one step: temporary file beside it, flushed to disk, then renamed.
+
+    Whatever happens (SIGKILL, power cut, full disk), ``path`` holds either its old content or all of the new.
+    Raises ``OSError`` as the operating system does; the temporary file is then removed.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes it private to its owner
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+    return path
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """``value`` as indented JSON, atomically; NaN and infinity are refused, for JSON has none."""
+    return write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _sync_directory(folder: Path) -> None:
+    # Without this the rename itself may be lost in a power cut; some file systems do not offer it.
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
