@@ -10,7 +10,7 @@ into a gradient, *diagnostics* judge the gradient, a *trainer* uses it.
 torch.Size([1000, 2])
 """
 
-from hitchhiker import indicators, truncation
+from hitchhiker import estimators, gradient_quality, indicators, linear_decoder, moments, truncation
 from hitchhiker.relaxations.arrival_time import EATPoisson
 from hitchhiker.relaxations.common import poisson_kl
 from hitchhiker.relaxations.gumbel_softmax import GSMPoisson, GumbelSoftmaxCount
@@ -19,7 +19,11 @@ __all__ = [
     "EATPoisson",
     "GSMPoisson",
     "GumbelSoftmaxCount",
+    "estimators",
+    "gradient_quality",
     "indicators",
+    "linear_decoder",
+    "moments",
     "poisson_kl",
     "truncation",
 ]

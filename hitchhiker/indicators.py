@@ -65,7 +65,9 @@ def _tensor(u: Tensor | float) -> Tensor:
     return u if isinstance(u, Tensor) else torch.as_tensor(u, dtype=torch.float64)
 
 
-def _entry(name: str, formula: str, deficit: float, roughness: float, smoothness: float, value, slope, half: float = 1.0):
+def _entry(
+    name: str, formula: str, deficit: float, roughness: float, smoothness: float, value, slope, half: float = 1.0
+):
     return SoftIndicator(name, formula, (-half, half), deficit, roughness, smoothness, value, slope)
 
 

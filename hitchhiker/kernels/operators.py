@@ -72,7 +72,9 @@ def _per_parameter(slope: Tensor, parameter: Tensor, is_log: bool) -> Tensor:
 
 
 @torch.library.custom_op("hitchhiker::arrival_time", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _arrival_time(parameter: Tensor, temperature: Tensor, indicator: str, is_log: bool, hard: bool) -> tuple[Tensor, Tensor]:
+def _arrival_time(
+    parameter: Tensor, temperature: Tensor, indicator: str, is_log: bool, hard: bool
+) -> tuple[Tensor, Tensor]:
     rate = parameter.exp() if is_log else parameter
     count, slope = window.sample_arrival_time(rate, temperature, indicators.get(indicator), hard)
     return count, _per_parameter(slope, parameter, is_log)
@@ -97,7 +99,11 @@ def _vmap_rule(operator):
     def rule(info, in_dims, parameter, temperature, *options):
         if info.randomness != "different":
             raise RuntimeError(f"vmap over a sampler needs randomness='different', got {info.randomness!r}")
-        parameter = parameter.movedim(in_dims[0], 0) if in_dims[0] is not None else parameter.expand(info.batch_size, *parameter.shape)
+        parameter = (
+            parameter.movedim(in_dims[0], 0)
+            if in_dims[0] is not None
+            else parameter.expand(info.batch_size, *parameter.shape)
+        )
         if in_dims[1] is not None:  # keep the batch first while the rest broadcasts from the right
             temperature = temperature.movedim(in_dims[1], 0)
             padding = [1] * (parameter.dim() - temperature.dim())

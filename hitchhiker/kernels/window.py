@@ -39,7 +39,9 @@ def from_window(
     )
 
 
-def sample_arrival_time(rate: Tensor, temperature: Tensor, indicator: SoftIndicator, hard: bool) -> tuple[Tensor, Tensor]:
+def sample_arrival_time(
+    rate: Tensor, temperature: Tensor, indicator: SoftIndicator, hard: bool
+) -> tuple[Tensor, Tensor]:
     """(count, dz/d ln λ) of EAT by the window theorem: O(1 + λτ) work a unit, no truncation.
 
     Only arrivals with |1 - t| <= Sτ are fractional. Their number is Poisson(λτ(s_high - s_low)), their scaled times
@@ -69,7 +71,9 @@ def sample_arrival_time(rate: Tensor, temperature: Tensor, indicator: SoftIndica
     return ((hard_count if hard else count) + undefined).view(shape), slope.view(shape)
 
 
-def sample_gumbel_softmax(log_rate: Tensor, temperature: Tensor, num_categories: int, hard: bool) -> tuple[Tensor, Tensor]:
+def sample_gumbel_softmax(
+    log_rate: Tensor, temperature: Tensor, num_categories: int, hard: bool
+) -> tuple[Tensor, Tensor]:
     """(count, dz/d ln λ) of GSM, unit block by unit block, so that no simplex of the whole batch is stored.
 
     With soft weights w over the categories m, z = Σ m w_m and dz/d ln λ = Var_w(m)/τ.

