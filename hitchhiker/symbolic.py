@@ -174,9 +174,7 @@ def count_gradient_covariance(indicator: Indicator, regime: Regime = "cold") -> 
 
 
 @lru_cache(maxsize=128)
-def _slope_integral(
-    indicator: Indicator, regime: Regime, power: int, times: int, weight: int = 0
-) -> Expression:
+def _slope_integral(indicator: Indicator, regime: Regime, power: int, times: int, weight: int = 0) -> Expression:
     """∫_{-∞}^{1/τ} f^weight f'^power (1 - τu)^times du."""
     soft = get(indicator)
     f = expression(soft)
@@ -188,7 +186,7 @@ def _slope_integral(
 
 
 def table2() -> dict[str, dict[str, Expression]]:
-    """The formulas of Table 2, derived: ``{"sigmoid": {"c": …, "v": …, "F": …}, "cubic": …}`` (cubic: τ <= 1).
+    """The formulas of Table 2, derived: ``{"sigmoid": {"c": …, "v": …, "F": …}, "cubic": …}``, τ <= 1.
 
     >>> table2()["cubic"]["F"]
     1 - 9*tau/35
@@ -212,9 +210,7 @@ def negative_binomial_moments(mean: Expression, variance: Expression) -> tuple[E
     beta, x = mu / (1 - mu), sp.Symbol("x", positive=True)
     b = sp.Symbol("b", positive=True)
     first, second = (
-        sp.simplify(sp.integrate(x ** (r - 1 + k) * b**r * sp.exp(-b * x) / sp.gamma(r), (x, 0, sp.oo))).subs(
-            b, beta
-        )
+        sp.simplify(sp.integrate(x ** (r - 1 + k) * b**r * sp.exp(-b * x) / sp.gamma(r), (x, 0, sp.oo))).subs(b, beta)
         for k in (1, 2)
     )
     return sp.simplify(mean * first), sp.simplify(variance * first + mean**2 * (second - first**2))
@@ -275,7 +271,7 @@ def linear_decoder(num_pixels: int = 2, num_latents: int = 2) -> dict[str, Expre
 
 
 def evaluate(expr: Expression, **values: float) -> float:
-    """The expression's value from 30 digits, as a ``float``; ``values`` by symbol name (``tau=``, ``lambda_=``).
+    """The expression's value (30 digits, then a ``float``); ``values`` by symbol name, ``lambda_=`` for λ.
 
     Raises ``ValueError`` when a symbol is left without a value.
 
