@@ -361,7 +361,7 @@ def exact(
 
 def gradient_samples(
     estimator: Callable[..., Tensor], f: Integrand, q: RelaxedPoisson, num_samples: int, num_repeats: int
-) -> Float[Tensor, repeats * batch]:
+) -> Float[Tensor, "repeats *batch"]:
     """``num_repeats`` independent gradient estimates with respect to the parameter q was built from (rate or log-rate).
 
     ``estimator`` is one of this module's functions (``functools.partial`` for its options). Returns shape

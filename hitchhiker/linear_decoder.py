@@ -113,11 +113,11 @@ class SquaredError:
         _checked(x, decoder)
         self.x, self.decoder = x, decoder
 
-    def __call__(self, z: Float[Tensor, "samples *batch latents"]) -> Float[Tensor, samples * batch]:
+    def __call__(self, z: Float[Tensor, "samples *batch latents"]) -> Float[Tensor, "samples *batch"]:
         return (self.x - z @ self.decoder.T).square().sum(dim=-1)
 
     @property
-    def curvature(self) -> Float[Tensor, latents]:
+    def curvature(self) -> Float[Tensor, "latents"]:
         """∂²f/∂z_k² = 2d_k, a constant."""
         return 2 * self.decoder.detach().square().sum(dim=0)
 

@@ -17,7 +17,7 @@ from hitchhiker.relaxations.common import RelaxedPoisson
 
 def from_unit_exponentials(
     rate: Float[Tensor, "*batch"],
-    exponentials: Float[Tensor, arrivals * samples],
+    exponentials: Float[Tensor, "arrivals *samples"],
     temperature: Float[Tensor, "*#batch"] | float,
     indicator: str | SoftIndicator = "cubic",
 ) -> Float[Tensor, "*samples"]:
@@ -137,7 +137,7 @@ class EATPoisson(RelaxedPoisson):
             self.batch_shape
         )
 
-    def rsample(self, sample_shape=()) -> Float[Tensor, ...]:
+    def rsample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Relaxed counts of shape ``(*sample_shape, *batch)``, reparametrised: gradients reach the rate."""
         shape = self._extended_shape(torch.Size(sample_shape))
         parameter = self.parameter.expand(shape)

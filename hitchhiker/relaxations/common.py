@@ -125,12 +125,12 @@ class RelaxedPoisson(RelaxedCount):
         """The same law with another rate (or log-rate, whichever this law was built from)."""
         return self.with_parameters(**{"log_rate" if self.is_log else "rate": parameter})
 
-    def sample(self, sample_shape=()) -> Float[Tensor, ...]:
+    def sample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Integer counts (as floats) from the true Poisson law, not from the relaxed one."""
         with torch.no_grad():
             return torch.poisson(self.rate.expand(self._extended_shape(torch.Size(sample_shape))))
 
-    def log_prob(self, value: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """ln Poisson(value; λ) in nats, extended to real ``value >= 0`` by the log-gamma function.
 
         At a relaxed (non-integer) value this is not the density of the relaxed law.

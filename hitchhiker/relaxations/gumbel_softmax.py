@@ -18,7 +18,7 @@ from hitchhiker.relaxations.common import RelaxedCount, RelaxedPoisson, check_te
 
 def poisson_logits(
     rate: Float[Tensor, "*batch"], num_categories: int, log: bool = False
-) -> Float[Tensor, categories * batch]:
+) -> Float[Tensor, "categories *batch"]:
     """Unnormalised log-pmf m ln λ - ln m! of 0 … M-1 along dimension 0 (Eq. 26); with ``log``, ln λ is given."""
     m = torch.arange(num_categories, dtype=rate.dtype, device=rate.device).view(-1, *([1] * rate.dim()))
     possible = torch.isfinite(rate) if log else rate > 0
@@ -28,10 +28,10 @@ def poisson_logits(
 
 
 def soft_one_hot(
-    logits: Float[Tensor, categories * batch],
-    gumbels: Float[Tensor, categories * samples],
+    logits: Float[Tensor, "categories *batch"],
+    gumbels: Float[Tensor, "categories *samples"],
     temperature: Tensor | float,
-) -> Float[Tensor, categories * samples]:
+) -> Float[Tensor, "categories *samples"]:
     """Soft one-hot softmax((ln π_m + g_m)/τ) along dimension 0 (Eq. 27); the hard one at τ = 0."""
     scores = logits + gumbels
     temperature = torch.as_tensor(temperature).to(scores)
@@ -43,14 +43,14 @@ def soft_one_hot(
     return torch.where(cold, hard, soft)
 
 
-def expected_index(weights: Float[Tensor, categories * batch]) -> Float[Tensor, "*batch"]:
+def expected_index(weights: Float[Tensor, "categories *batch"]) -> Float[Tensor, "*batch"]:
     """Σ m w_m along dimension 0: the factor m that Eq. (24) and Algorithm 2 leave out."""
     m = torch.arange(weights.shape[0], dtype=weights.dtype, device=weights.device)
     return torch.tensordot(m, weights, dims=1)
 
 
 def from_gumbels(
-    rate: Float[Tensor, "*batch"], gumbels: Float[Tensor, categories * samples], temperature: Tensor | float
+    rate: Float[Tensor, "*batch"], gumbels: Float[Tensor, "categories *samples"], temperature: Tensor | float
 ) -> Float[Tensor, "*samples"]:
     """Algorithm 2 with its noise given: z = Σ_m m·softmax((m ln λ - ln m! + g_m)/τ)_m.
 
@@ -86,7 +86,7 @@ class GumbelSoftmaxLaw(RelaxedCount):
     num_categories: int
     _logits: Tensor
 
-    def _pmf(self, moment: str) -> Float[Tensor, categories * batch]:
+    def _pmf(self, moment: str) -> Float[Tensor, "categories *batch"]:
         """The truncated pmf, which the hard choice follows exactly at every τ; refused where the soft law differs from it."""
         if not self.hard and bool((self.temperature > 0).any()):
             raise NotImplementedError(
@@ -116,11 +116,11 @@ class GumbelSoftmaxLaw(RelaxedCount):
         return soft_one_hot(*self._scores(sample_shape), self.temperature).movedim(0, -1)
 
     @staticmethod
-    def aggregate(soft: Float[Tensor, "... categories"]) -> Float[Tensor, ...]:
+    def aggregate(soft: Float[Tensor, "... categories"]) -> Float[Tensor, "..."]:
         """The relaxed count Σ_m m·soft_m of soft one-hot vectors (Eq. 24 with its factor m)."""
         return expected_index(soft.movedim(-1, 0))
 
-    def rsample(self, sample_shape=()) -> Float[Tensor, ...]:
+    def rsample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Relaxed counts of shape ``(*sample_shape, *batch)``; gradients reach the parameters through the simplex."""
         logits, noise = self._scores(sample_shape)
         soft = expected_index(soft_one_hot(logits, noise, self.temperature))
@@ -186,10 +186,10 @@ class GSMPoisson(GumbelSoftmaxLaw, RelaxedPoisson):
         return self._num_categories
 
     @property
-    def _logits(self) -> Float[Tensor, categories * batch]:  # type: ignore[override]
+    def _logits(self) -> Float[Tensor, "categories *batch"]:  # type: ignore[override]
         return poisson_logits(self.parameter, self.num_categories, log=self.is_log)
 
-    def rsample(self, sample_shape=()) -> Float[Tensor, ...]:
+    def rsample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Relaxed counts of shape ``(*sample_shape, *batch)``, reparametrised: gradients reach the rate."""
         parameter = self.parameter.expand(self._extended_shape(torch.Size(sample_shape)))
         return operators.gumbel_softmax(parameter, self.temperature, self.num_categories, self.is_log, self.hard)
@@ -262,14 +262,14 @@ class GumbelSoftmaxCount(GumbelSoftmaxLaw):
     def _logits(self) -> Tensor:  # type: ignore[override]
         return self.log_pmf.movedim(-1, 0)
 
-    def sample(self, sample_shape=()) -> Float[Tensor, ...]:
+    def sample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Integer counts (as floats) from the pmf itself."""
         with torch.no_grad():
             return (
                 Categorical(logits=self.log_pmf, validate_args=False).sample(torch.Size(sample_shape)).to(self.log_pmf)
             )
 
-    def log_prob(self, value: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Normalised log-probability (nats) of whole counts; -inf beyond M-1. Real counts are a ``ValueError``."""
         if self._validate_args:
             require("counts", value, lambda x: (x >= 0) & (x == x.floor()), "whole and >= 0")
