@@ -170,9 +170,7 @@ def count_gradient_covariance(indicator: Indicator, temperature: Numbers) -> Fac
     return variance_factor(indicator, temperature) / 2
 
 
-def negative_binomial_mean(
-    indicator: Indicator, temperature: Numbers, total_count: Numbers, probs: Numbers
-) -> Factor:
+def negative_binomial_mean(indicator: Indicator, temperature: Numbers, total_count: Numbers, probs: Numbers) -> Factor:
     """Mean of the relaxed negative binomial of Algorithm 3: ``c m``, m = r(1 - μ)/μ counts.
 
     Parameters
@@ -214,9 +212,7 @@ def negative_binomial_variance(
 # -------------------------------------------------------------------------
 
 
-def truncated_mean_factor(
-    indicator: Indicator, temperature: Numbers, rate: Numbers, num_arrivals: Numbers
-) -> Factor:
+def truncated_mean_factor(indicator: Indicator, temperature: Numbers, rate: Numbers, num_arrivals: Numbers) -> Factor:
     """E[z_M]/λ for Algorithm 1 with M arrivals: ``∫_0^∞ f((1-t)/τ) Q(M, λt) dt``.
 
     Q(M, x) = P(Poisson(x) < M) is the chance that an arrival at t is among the first M.  This, not Eq.
@@ -267,9 +263,7 @@ def truncated_variance_factor(
     )
 
 
-def truncated_gradient_mean(
-    indicator: Indicator, temperature: Numbers, rate: Numbers, num_arrivals: Numbers
-) -> Factor:
+def truncated_gradient_mean(indicator: Indicator, temperature: Numbers, rate: Numbers, num_arrivals: Numbers) -> Factor:
     """E[dz_M/dλ] for Algorithm 1 with M arrivals: ``∫ f'((1-t)/τ) (t/τ) Q(M, λt) dt``.
 
     Truncation hurts the gradient more than the count: arrivals beyond t = 1 carry half of it.

@@ -164,9 +164,7 @@ def _arrivals(rate: float, temperature: float, soft: SoftIndicator, tail: float)
         short, enough = enough, enough + step
     while enough - short > 1:
         middle = (short + enough) // 2
-        short, enough = (
-            (short, middle) if _loss(rate, temperature, soft, middle) <= tail else (middle, enough)
-        )
+        short, enough = (short, middle) if _loss(rate, temperature, soft, middle) <= tail else (middle, enough)
     return enough
 
 
