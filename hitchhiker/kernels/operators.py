@@ -64,29 +64,53 @@ class _FirstDerivativeOnly(torch.autograd.Function):
         )
 
 
-def _per_parameter(slope: Tensor, parameter: Tensor, is_log: bool) -> Tensor:
-    """dz/dparameter from dz/d ln λ; at λ = 0 no arrival ever comes and the derivative of every sample is 0."""
-    if is_log:
-        return slope
-    return torch.where(parameter > 0, slope / parameter, torch.zeros_like(slope))
+def compiled_kernels():
+    """:mod:`hitchhiker.kernels.compiled` if numba is installed, else None (and the plain path serves the same law)."""
+    try:
+        from hitchhiker.kernels import compiled
+    except ImportError:
+        return None
+    return compiled
+
+
+def _has_compiled_form(parameter: Tensor) -> bool:
+    return (
+        parameter.device.type == "cpu"
+        and parameter.dtype in (torch.float32, torch.float64)
+        and compiled_kernels() is not None
+    )
+
+
+def _plain(sampler, parameter: Tensor, argument: Tensor, *options, is_log: bool) -> tuple[Tensor, Tensor]:
+    """(count, dz/dparameter) by a sampler of :mod:`hitchhiker.kernels.window`; half precision is computed in float32."""
+    working = argument if argument.dtype in (torch.float32, torch.float64) else argument.float()
+    count, slope = sampler(working, *options)
+    if not is_log:  # at λ = 0 no arrival ever comes and the derivative of every sample is 0
+        slope = torch.where(parameter > 0, slope / parameter, 0.0)
+    return count.to(parameter.dtype), slope.to(parameter.dtype)
 
 
 @torch.library.custom_op("hitchhiker::arrival_time", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _arrival_time(
     parameter: Tensor, temperature: Tensor, indicator: str, is_log: bool, hard: bool
 ) -> tuple[Tensor, Tensor]:
+    if _has_compiled_form(parameter) and indicator in compiled_kernels().CODES:
+        half = indicators.get(indicator).half_width(parameter.dtype)
+        return compiled_kernels().arrival_time(parameter, temperature, indicator, half, is_log, hard)
     rate = parameter.exp() if is_log else parameter
-    count, slope = window.sample_arrival_time(rate, temperature, indicators.get(indicator), hard)
-    return count, _per_parameter(slope, parameter, is_log)
+    options = (temperature.to(torch.promote_types(rate.dtype, torch.float32)), indicators.get(indicator), hard)
+    return _plain(window.sample_arrival_time, parameter, rate, *options, is_log=is_log)
 
 
 @torch.library.custom_op("hitchhiker::gumbel_softmax", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _gumbel_softmax(
     parameter: Tensor, temperature: Tensor, num_categories: int, is_log: bool, hard: bool
 ) -> tuple[Tensor, Tensor]:
+    if _has_compiled_form(parameter):
+        return compiled_kernels().gumbel_softmax(parameter, temperature, num_categories, is_log, hard)
     log_rate = parameter if is_log else parameter.log()
-    count, slope = window.sample_gumbel_softmax(log_rate, temperature, num_categories, hard)
-    return count, _per_parameter(slope, parameter, is_log)
+    options = (temperature.to(torch.promote_types(log_rate.dtype, torch.float32)), num_categories, hard)
+    return _plain(window.sample_gumbel_softmax, parameter, log_rate, *options, is_log=is_log)
 
 
 def _outputs_like(parameter, temperature, *_):

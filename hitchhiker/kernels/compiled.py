@@ -1,0 +1,377 @@
+"""The window and Gumbel-softmax samplers as compiled CPU loops (numba): the rate is read once, count and slope written once.
+
+Used where numba is installed, tensors are float32 or float64 on the CPU and the indicator is one of :data:`CODES`; the law is
+that of :mod:`hitchhiker.kernels.window`. Random numbers are SplitMix64 of a counter; each block of units has its own
+stream, seeded from torch's generator, so that results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+#: indicators that have a compiled form; others take the plain path
+CODES = {"sigmoid": 0, "linear": 1, "cubic": 2, "quintic": 3, "cosine": 4}
+BLOCK = 8192
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_UNIT = 2.0**-53
+
+_options = {"cache": True, "nogil": True, "error_model": "numpy"}
+_inline = {**_options, "inline": "always"}
+# sums may be reordered (that is what lets them use vector registers); NaN and inf keep their meaning
+_fast = {**_options, "fastmath": {"reassoc", "contract", "nsz"}}
+
+
+@njit(**_inline)
+def _uniform(state):
+    """A number strictly inside (0, 1) from a counter state."""
+    z = state
+    z = (z ^ (z >> _S30)) * _MIX_1
+    z = (z ^ (z >> _S27)) * _MIX_2
+    z = z ^ (z >> _S31)
+    return (np.float64(z >> _S11) + 0.5) * _UNIT
+
+
+@njit(**_options)
+def _poisson(mean, state):
+    """(Poisson(mean), new state): inversion for small means, Hörmann's transformed rejection (PTRS, 1993) beyond."""
+    if mean < 10.0:
+        state += _GOLDEN
+        u = _uniform(state)
+        if u <= 1.0 - mean:  # since e^-x >= 1 - x, this is a 0 without computing the exponential
+            return 0.0, state
+        p = math.exp(-mean)
+        k = 0
+        while u > p and k < 150:  # beyond 150, less than 1e-100 of the mass is left
+            u -= p
+            k += 1
+            p *= mean / k
+        return float(k), state
+    root = math.sqrt(mean)
+    b = 0.931 + 2.53 * root
+    a = -0.059 + 0.02483 * b
+    v_r = 0.9277 - 3.6224 / (b - 2.0)
+    while True:
+        state += _GOLDEN
+        u = _uniform(state) - 0.5
+        state += _GOLDEN
+        v = _uniform(state)
+        us = 0.5 - abs(u)
+        k = math.floor((2.0 * a / us + b) * u + mean + 0.43)
+        if us >= 0.07 and v <= v_r:
+            return float(k), state
+        if k < 0 or (us < 0.013 and v > us):
+            continue
+        inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
+        accept = math.log(v * inverse_alpha / (a / (us * us) + b))
+        if accept <= k * math.log(mean) - mean - math.lgamma(k + 1.0):
+            return float(k), state
+
+
+@njit(**_inline)
+def _logistic(s):
+    """1/(1 + e^-s) for |s| <= 40, absolute error below 1e-11, without a library call: loops over it use vector registers."""
+    y = -0.03125 * s
+    p = 1.0 + y * (1.0 + y * (0.5 + y * (1 / 6 + y * (1 / 24 + y * (1 / 120 + y * (1 / 720 + y * (1 / 5040)))))))
+    p *= p
+    p *= p
+    p *= p
+    p *= p
+    p *= p
+    return 1.0 / (1.0 + p)
+
+
+# Taylor coefficients of sin(πs/2) in odd and cos(πs/2) in even powers of s: the next terms are below 1e-13 for |s| <= 1
+_SIN = tuple((-1) ** k * (math.pi / 2) ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(10))
+_COS = tuple((-1) ** k * (math.pi / 2) ** (2 * k) / math.factorial(2 * k) for k in range(10))
+
+
+@njit(**_inline)
+def _indicator(code, s):
+    """(f(s), f'(s)) inside the support."""
+    q = s * s
+    if code == 2:
+        return 0.5 + s * (0.75 - 0.25 * q), 0.75 * (1.0 - q)
+    if code == 0:
+        f = _logistic(s)
+        return f, f * (1.0 - f)
+    if code == 1:
+        return 0.5 + 0.5 * s, 0.5
+    if code == 3:
+        return 0.5 + s * (0.9375 + q * (0.1875 * q - 0.625)), 0.9375 * (1.0 - q) * (1.0 - q)
+    sine, cosine = _SIN[9], _COS[9]
+    for k in range(8, -1, -1):
+        sine = sine * q + _SIN[k]
+        cosine = cosine * q + _COS[k]
+    return 0.5 + 0.5 * s * sine, 0.25 * math.pi * cosine
+
+
+@njit(**_fast)
+def _sum_block(code, buffer, number, low, width, inverse_tau, state):
+    """Σ f(s), Σ f'(s)(1/τ - s), #{s > 0} over at most ``buffer.size`` independent uniform s."""
+    for j in range(number):
+        buffer[j] = low + width * _uniform(state + np.uint64(j + 1) * _GOLDEN)
+    fraction, slope, crossed = 0.0, 0.0, 0.0
+    # one loop an indicator: a test inside would keep the compiler from vectorising
+    if code == 0:
+        for j in range(number):
+            f, d = _indicator(0, buffer[j])
+            fraction += f
+            slope += d * (inverse_tau - buffer[j])
+    elif code == 2:
+        for j in range(number):
+            f, d = _indicator(2, buffer[j])
+            fraction += f
+            slope += d * (inverse_tau - buffer[j])
+    elif code == 4:
+        for j in range(number):
+            f, d = _indicator(4, buffer[j])
+            fraction += f
+            slope += d * (inverse_tau - buffer[j])
+    else:
+        for j in range(number):
+            f, d = _indicator(code, buffer[j])
+            fraction += f
+            slope += d * (inverse_tau - buffer[j])
+    for j in range(number):
+        crossed += 1.0 if buffer[j] > 0.0 else 0.0
+    return fraction, slope, crossed
+
+
+@njit(**_options)
+def _arrival_times(code, half, parameter, temperature, is_log, hard, seed, start, stop, count, slope):
+    state = np.uint64(seed)
+    one_tau = temperature.size == 1
+    buffer = np.empty(256)
+    for i in range(start, stop):
+        x = float(parameter[i])
+        rate = math.exp(x) if is_log else x
+        tau = float(temperature[0 if one_tau else i])
+        if not rate < math.inf:  # NaN in, NaN out
+            count[i], slope[i] = math.nan, math.nan
+            continue
+        inverse_tau = 1.0 / tau if tau > 0.0 else math.inf
+        high = min(half, inverse_tau)
+        width = high + half
+        window = tau * width if tau > 0.0 else 0.0
+        before = max(0.0, 1.0 - tau * high) if tau > 0.0 else 1.0
+        total = rate * (before + window)
+        n, g, crossed = 0.0, 0.0, 0.0
+        if total < 2.0:
+            # few arrivals: draw them all, and each says by itself whether it fell into the window
+            k, state = _poisson(total, state)
+            for _ in range(int(k)):
+                state += _GOLDEN
+                t = _uniform(state) * (before + window)
+                if t < before:
+                    n += 1.0
+                    crossed += 1.0
+                else:
+                    s = high - (t - before) * inverse_tau
+                    f, d = _indicator(code, s)
+                    n += f
+                    g += d * (inverse_tau - s)
+                    crossed += 1.0 if s > 0.0 else 0.0
+        else:
+            certain, state = _poisson(rate * before, state)
+            fractional, state = _poisson(rate * window, state)
+            n, crossed = certain, certain
+            left = int(fractional)
+            while left > 0:
+                number = min(left, buffer.size)
+                f, d, c = _sum_block(code, buffer, number, -half, width, inverse_tau, state)
+                state += np.uint64(number) * _GOLDEN
+                n, g, crossed, left = n + f, g + d, crossed + c, left - number
+        count[i] = crossed if hard else n
+        slope[i] = g if is_log else (g / rate if rate > 0.0 else 0.0)
+
+
+@njit(**_options)
+def _unseen_poisson(rate, zero_mass, seen, number, unseen, state):
+    """(a Poisson(rate) count given that it is not among the first ``number`` of ``seen``, new state)."""
+    if rate < 10.0:  # inversion over the categories that are left
+        state += _GOLDEN
+        u = _uniform(state) * unseen
+        p, k = zero_mass, 0
+        while k < 150:
+            fresh = True
+            for j in range(number):
+                fresh = fresh and seen[j] != k
+            if fresh:
+                if u <= p:
+                    break
+                u -= p
+            k += 1
+            p *= rate / k
+        return k, state
+    while True:
+        drawn, state = _poisson(rate, state)
+        k = int(drawn)
+        fresh = True
+        for j in range(number):
+            fresh = fresh and seen[j] != k
+        if fresh:
+            return k, state
+
+
+@njit(**_options)
+def _race(num_categories, log_factorial, log_rate, inverse_tau, seen, state):
+    """GSM by a race: (winning category, mean and second moment about it of the soft weights, new state).
+
+    (π_m/E_m)^{1/τ} with exponential E_m is T_m^{-1/τ}, and T_m = E_m/π_m is the first event of category m in a Poisson
+    process of rate 1 whose events carry independent categories from π. The next new category comes at the rate of the
+    categories not yet seen. Later ones weigh less, and the first few say it all.
+    """
+    rate = math.exp(log_rate)
+    zero_mass = math.exp(-rate)
+    number, winner = 0, -1
+    time, log_first, unseen = 0.0, 0.0, 1.0
+    total, first, second = 0.0, 0.0, 0.0
+    while number < seen.size and unseen > 1e-12:
+        state += _GOLDEN
+        time -= math.log(_uniform(state)) / unseen
+        weight = 1.0
+        if winner >= 0:
+            lag = (math.log(time) - log_first) * inverse_tau
+            if lag > 23.0:  # a weight of 1e-10
+                break
+            weight = math.exp(-lag)
+        category, state = _unseen_poisson(rate, zero_mass, seen, number, unseen, state)
+        seen[number] = category
+        number += 1
+        if category >= num_categories:  # outside the truncated law: known, but not in the race
+            unseen -= math.exp(category * log_rate - rate - math.lgamma(category + 1.0))
+            continue
+        unseen -= math.exp(category * log_rate - rate - log_factorial[category])
+        if winner < 0:
+            winner, log_first = category, math.log(time)
+        lead = category - winner
+        total += weight
+        first += weight * lead
+        second += weight * lead * lead
+    return winner, first / total, second / total, state
+
+
+@njit(**_options)
+def _direct(num_categories, log_factorial, log_rate, tau, scores, state):
+    """GSM from one Gumbel draw a category, as :func:`_race` returns it, over the categories that can matter.
+
+    Left out are those whose weight stays below 1e-10 of the largest: ln π_m < ln π_peak - 23 max(1, τ).
+    """
+    rate = math.exp(log_rate)
+    mode = min(int(rate), num_categories - 1)
+    floor = mode * log_rate - log_factorial[mode] - 23.0 * max(1.0, tau)
+    low = mode
+    while low > 0 and (low - 1) * log_rate - log_factorial[low - 1] > floor:
+        low -= 1
+    peak, index, high = -math.inf, low, low
+    while high < num_categories:
+        logit = high * log_rate - log_factorial[high]
+        if high > mode and logit < floor:
+            break
+        state += _GOLDEN
+        score = logit - math.log(-math.log(_uniform(state)))
+        scores[high] = score
+        if score > peak:
+            peak, index = score, high
+        high += 1
+    if tau == 0.0:
+        return index, 0.0, 0.0, state
+    total, first, second = 0.0, 0.0, 0.0
+    for m in range(low, high):
+        lag = (peak - scores[m]) / tau
+        if lag < 40.0:  # e^-40 is below the resolution of float64
+            weight = math.exp(-lag)
+            lead = m - index
+            total += weight
+            first += weight * lead
+            second += weight * lead * lead
+    return index, first / total, second / total, state
+
+
+@njit(**_options)
+def _gumbel_softmax(
+    num_categories, log_factorial, parameter, temperature, is_log, hard, seed, start, stop, count, slope
+):
+    state = np.uint64(seed)
+    one_tau = temperature.size == 1
+    scores = np.empty(num_categories)
+    seen = np.empty(256, dtype=np.int64)
+    for i in range(start, stop):
+        x = float(parameter[i])
+        log_rate = x if is_log else math.log(x)
+        tau = float(temperature[0 if one_tau else i])
+        if math.isnan(x):
+            count[i], slope[i] = math.nan, math.nan
+            continue
+        if log_rate == -math.inf:  # at rate 0 the count 0 is certain
+            count[i], slope[i] = 0.0, 0.0
+            continue
+        # a race takes at most about e^{23τ} events, a direct draw about as many terms as the law has categories; a
+        # truncation below the rate leaves the race too few of its events
+        root = math.exp(0.5 * log_rate)
+        if 23.0 * tau < math.log(min(60.0, 9.0 + 13.0 * root)) and num_categories > 1.0 + root * root:
+            inverse_tau = 1.0 / tau if tau > 0.0 else math.inf
+            index, mean, second, state = _race(num_categories, log_factorial, log_rate, inverse_tau, seen, state)
+        else:
+            index, mean, second, state = _direct(num_categories, log_factorial, log_rate, tau, scores, state)
+        # moments about the winner lose no digits
+        g = max(0.0, second - mean * mean) / tau if tau > 0.0 else 0.0
+        count[i] = index if hard else index + mean
+        slope[i] = g if is_log else g * math.exp(-log_rate)
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _run(kernel, parameter: Tensor, temperature: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    """Call ``kernel(…, seed, start, stop, count, slope)`` for blocks of units, on torch's number of threads."""
+    global _pool
+    count = torch.empty(parameter.shape, dtype=parameter.dtype)
+    slope = torch.empty(parameter.shape, dtype=parameter.dtype)
+    flat = parameter.detach().contiguous().view(-1).numpy()
+    tau = temperature if temperature.numel() == 1 else temperature.expand(parameter.shape)
+    tau = tau.to(torch.float64).contiguous().view(-1).numpy()
+    blocks = range(0, flat.size, BLOCK)
+    seeds = torch.randint(2**62, (len(blocks),)).numpy()
+    out = count.view(-1).numpy(), slope.view(-1).numpy()
+
+    def block(i: int) -> None:
+        start = i * BLOCK
+        kernel(*arguments[:-2], flat, tau, *arguments[-2:], seeds[i], start, min(start + BLOCK, flat.size), *out)
+
+    threads = min(torch.get_num_threads(), len(blocks))
+    if threads <= 1:
+        for i in range(len(blocks)):
+            block(i)
+    else:
+        if _pool is None or _pool._max_workers < threads:
+            _pool = ThreadPoolExecutor(threads, thread_name_prefix="hitchhiker")
+        list(_pool.map(block, range(len(blocks))))
+    return count, slope
+
+
+def arrival_time(
+    parameter: Tensor, temperature: Tensor, indicator: str, half: float, is_log: bool, hard: bool
+) -> tuple[Tensor, Tensor]:
+    """(count, dz/dparameter) of EAT; ``half`` is the indicator's half width in the parameter's precision."""
+    return _run(_arrival_times, parameter, temperature, CODES[indicator], half, is_log, hard)
+
+
+def gumbel_softmax(
+    parameter: Tensor, temperature: Tensor, num_categories: int, is_log: bool, hard: bool
+) -> tuple[Tensor, Tensor]:
+    """(count, dz/dparameter) of GSM."""
+    log_factorial = torch.lgamma(torch.arange(1, num_categories + 1, dtype=torch.float64)).numpy()
+    return _run(_gumbel_softmax, parameter, temperature, num_categories, log_factorial, is_log, hard)
+
+
+__all__ = ["CODES", "arrival_time", "gumbel_softmax", "numba"]
