@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -52,7 +53,18 @@ def finite_nonnegative(x: Tensor) -> Tensor:
     return (x >= 0) & (x < torch.inf)
 
 
-def require_count(name: str, value: int | None, minimum: int = 1) -> None:
-    """Raise ``ValueError`` unless ``value`` is None or a whole number of at least ``minimum``."""
-    if value is not None and (isinstance(value, bool) or int(value) != value or value < minimum):
-        raise ValueError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+def require_count(name: str, value: int | None, minimum: int = 1, optional: bool = False) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer of at least ``minimum`` (or, if ``optional``, None)."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, Integral)) or value < minimum:
+        raise ValueError(f"{name} must be a whole number >= {minimum}{' or None' if optional else ''}, got {value!r}")
+
+
+def common_shape(**tensors: Tensor) -> torch.Size:
+    """The shape that the named tensors broadcast to; ``ValueError`` with their shapes if there is none."""
+    try:
+        return torch.broadcast_shapes(*(t.shape for t in tensors.values()))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"{' and '.join(tensors)} must broadcast against each other, got shapes {shapes}") from None

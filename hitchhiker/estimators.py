@@ -57,6 +57,11 @@ def _evaluate(f: Integrand, z: Tensor, q: Distribution) -> tuple[Tensor, int]:
     return loss, z.dim() - loss.dim()
 
 
+def _connected(loss: Tensor, z: Tensor, axes: int) -> Tensor:
+    """``loss`` on the graph of ``z`` even if f is constant: then its gradient is zero, not missing."""
+    return loss if loss.requires_grad else loss + 0 * _sum_trailing(z - z.detach(), axes)
+
+
 def _sum_trailing(x: Tensor, axes: int) -> Tensor:
     return x.sum(dim=tuple(range(-axes, 0))) if axes else x
 
@@ -92,11 +97,14 @@ def pathwise(f: Integrand, q: Distribution, num_samples: int = 1) -> Float[Tenso
     Source: Eq. (15).
     """
     require_count("num_samples", num_samples)
+    if not q.has_rsample:
+        raise ValueError(f"q must be a law with rsample for estimators.pathwise, got {type(q).__name__}")
     temperature = getattr(q, "temperature", None)
     if isinstance(temperature, Tensor):
         require("temperature", temperature, lambda t: t > 0, "> 0 for pathwise gradients")
-    loss, _ = _evaluate(f, q.rsample((num_samples,)), q)
-    return loss.mean(dim=0)
+    z = q.rsample((num_samples,))
+    loss, axes = _evaluate(f, z, q)
+    return _connected(loss, z, axes).mean(dim=0)
 
 
 class MovingAverage:
@@ -157,6 +165,8 @@ def score_function(
     Source: Eq. (14); baselines of G.1 and G.4 with their slips mended.
     """
     require_count("num_samples", num_samples)
+    if not isinstance(baseline, MovingAverage) and baseline not in BASELINES:
+        raise ValueError(f"baseline must be one of {BASELINES} or a MovingAverage, got {baseline!r}")
     z = q.sample((num_samples,))
     loss, axes = _evaluate(f, z, q)
     log_prob = _sum_trailing(q.log_prob(z), axes)
@@ -178,10 +188,10 @@ def _baseline(baseline: str | MovingAverage | None, loss: Tensor, f: Integrand) 
     if baseline == "leave_one_out":
         if loss.shape[0] > 1:
             return (loss.sum(dim=0) - loss) / (loss.shape[0] - 1)
-        if loss.numel() > 1:
+        if loss.numel() != 1:
             return (loss.sum() - loss) / (loss.numel() - 1)
         raise ValueError("num_samples must be >= 2 for baseline='leave_one_out' on a single item, got 1")
-    raise ValueError(f"baseline must be one of {BASELINES} or a MovingAverage, got {baseline!r}")
+    raise AssertionError(baseline)
 
 
 def difference(
@@ -197,8 +207,8 @@ def difference(
     for an elementwise f), or:
 
     - ``coordinates=n``: n random latents a call, each scaled by K/n: unbiased, noisier.
-    - ``curvature``: the diagonal ∂²f/∂z_k² of a *quadratic* f (default: ``f.curvature`` if f has it): then
-      f(z + e_k) - f(z) = ∂_k f(z) + ½ ∂²_k f, and one backward pass does it all.
+    - ``curvature``: the diagonal ∂²f/∂z_k² of a *quadratic* f (default: ``f.curvature`` if f has it and no
+      ``coordinates`` are asked for): then f(z + e_k) - f(z) = ∂_k f(z) + ½ ∂²_k f, and one backward pass does it all.
 
     Use it whenever you can afford it; for a linear decoder it costs no more than backprop.
 
@@ -212,8 +222,11 @@ def difference(
     """
     q = _require_poisson(q, "difference")
     require_count("num_samples", num_samples)
-    require_count("coordinates", coordinates)
-    curvature = getattr(f, "curvature", None) if curvature is None else curvature
+    require_count("coordinates", coordinates, optional=True)
+    if coordinates is None and curvature is None:
+        curvature = getattr(f, "curvature", None)
+    if coordinates is not None and curvature is not None:
+        raise ValueError(f"coordinates must be None where a curvature is given, got {coordinates}")
     if curvature is not None:
         return _surrogate_from_slope(f, q, num_samples, lambda z, slope, axes: slope + 0.5 * curvature)
     z = q.sample((num_samples,))
@@ -291,7 +304,10 @@ def _surrogate_from_slope(f, q, num_samples, gradient_of, second_order: bool = F
     z = q.sample((num_samples,)).requires_grad_()
     with torch.enable_grad():
         loss, axes = _evaluate(f, z, q)
-        (slope,) = torch.autograd.grad(loss.sum(), z, retain_graph=True, create_graph=second_order)
+        loss = _connected(loss, z, axes)
+        (slope,) = torch.autograd.grad(
+            loss.sum(), z, retain_graph=True, create_graph=second_order, materialize_grads=True
+        )
         gradient = gradient_of(z, slope, axes).mean(dim=0)
     return _attach(loss.mean(dim=0), gradient, q, axes)
 
@@ -323,8 +339,9 @@ def moment_matched(f: Integrand, q: EATPoisson, num_samples: int = 1) -> Float[T
     lost = (q.rate - q.variance).clamp(min=0)
     # √ has an infinite slope at 0: a unit that never fires has nothing to add
     spread = torch.where(lost > 0, torch.where(lost > 0, lost, 1.0).sqrt(), 0.0)
-    loss, _ = _evaluate(f, z + spread * torch.randn_like(z), q)
-    return loss.mean(dim=0)
+    z = z + spread * torch.randn_like(z)
+    loss, axes = _evaluate(f, z, q)
+    return _connected(loss, z, axes).mean(dim=0)
 
 
 def exact(
@@ -356,7 +373,9 @@ def exact(
             f"f must be elementwise or carry an expectation(q) for estimators.exact, got losses of shape {tuple(loss.shape)} "
             f"for counts of shape {tuple(counts.shape)}"
         )
-    return (q.log_prob(counts).exp() * loss).sum(dim=0)
+    # the log-pmf is a small difference of large numbers: float64, or a rate of 1000 would cost float32 half its digits
+    pmf = q.with_parameter(q.parameter.double()).log_prob(counts.double()).exp()
+    return (pmf * loss).sum(dim=0).to(loss.dtype)
 
 
 def gradient_samples(
@@ -372,6 +391,7 @@ def gradient_samples(
     torch.Size([3, 4])
     """
     require_count("num_repeats", num_repeats)
+    _require_poisson(q, "gradient_samples")
     stream = gradient_stream(estimator, f, q, num_samples)
     return torch.stack([next(stream) for _ in range(num_repeats)])
 

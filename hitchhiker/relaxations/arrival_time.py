@@ -67,7 +67,8 @@ class EATPoisson(RelaxedPoisson):
     hard : forward the integer count of the same arrivals, keep the relaxed derivative.
     validate_args : False skips the checks, which look at every rate once (and wait for a GPU).
 
-    Properties ``mean`` = λ c(τ) and ``variance`` = λ v(τ) are those of the relaxed law itself (Campbell's theorem, exact).
+    Properties ``mean`` = λ c(τ) and ``variance`` = λ v(τ) are those of the relaxed law itself (Campbell's theorem,
+    exact), differentiable in λ; with ``num_arrivals`` they are the exact finite-M values, without gradient.
 
     Raises ``ValueError`` for a negative, infinite or NaN rate or temperature, or both/none of rate and log_rate.
 
@@ -101,7 +102,7 @@ class EATPoisson(RelaxedPoisson):
             raise ValueError(
                 f"indicator must be registered first (hitchhiker.indicators.register), got {self.indicator!r}"
             )
-        require_count("num_arrivals", num_arrivals)
+        require_count("num_arrivals", num_arrivals, optional=True)
         self.num_arrivals = num_arrivals
         self.hard = hard
         super().__init__(rate, log_rate, temperature, validate_args)
@@ -114,28 +115,28 @@ class EATPoisson(RelaxedPoisson):
     @property
     def mean(self) -> Float[Tensor, "*batch"]:
         """E[z] = λ c(τ), or its exact finite-M value (Eq. 34)."""
-        return self.rate * self._factor(moments.mean_factor, moments.truncated_mean_factor)
+        return self._moment(moments.mean_factor, moments.truncated_mean_factor)
 
     @property
     def variance(self) -> Float[Tensor, "*batch"]:
         """Var(z) = λ v(τ), or its exact finite-M value (Eq. 36)."""
-        return self.rate * self._factor(moments.variance_factor, moments.truncated_variance_factor)
+        return self._moment(moments.variance_factor, moments.truncated_variance_factor)
 
-    def _factor(self, exact, truncated) -> Tensor:
-        """A moment factor as a tensor beside the rate, computed once for each distinct (τ, λ)."""
+    def _moment(self, exact, truncated) -> Tensor:
+        """λ times a moment factor, computed once for each distinct (τ, λ)."""
         tau = torch.zeros_like(self.temperature) if self.hard else self.temperature
         if self.num_arrivals is None:
             values, where = tau.double().unique(return_inverse=True)
             factors = [exact(self.indicator, float(t)) for t in values]
-            return torch.tensor(factors, dtype=self.parameter.dtype, device=self.parameter.device)[where].view(
-                tau.shape
-            )
+            return self.rate * self._beside_rate(factors)[where].view(tau.shape)
         pairs = torch.stack([tau.expand(self.batch_shape).flatten(), self.rate.detach().flatten()]).double()
         values, where = pairs.unique(dim=1, return_inverse=True)
         factors = [truncated(self.indicator, float(t), float(r), self.num_arrivals) for t, r in values.T]
-        return torch.tensor(factors, dtype=self.parameter.dtype, device=self.parameter.device)[where].view(
-            self.batch_shape
-        )
+        # a finite-M factor depends on λ, and its slope is not here: better no gradient than a wrong one
+        return self.rate.detach() * self._beside_rate(factors)[where].view(self.batch_shape)
+
+    def _beside_rate(self, factors: list[float]) -> Tensor:
+        return torch.tensor(factors, dtype=self.parameter.dtype, device=self.parameter.device)
 
     def rsample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Relaxed counts of shape ``(*sample_shape, *batch)``, reparametrised: gradients reach the rate."""

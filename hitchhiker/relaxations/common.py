@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Poisson, constraints, register_kl
-from torch.distributions.utils import lazy_property
 
-from hitchhiker.checks import as_float_tensor, finite_nonnegative, require
+from hitchhiker.checks import as_float_tensor, common_shape, finite_nonnegative, require
 
 
 class RelaxedCount(Distribution):
@@ -55,10 +54,6 @@ class RelaxedCount(Distribution):
             parts.append(f"{name}={getattr(value, 'name', value)}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
-    def _check_counts(self, counts: Tensor) -> None:
-        if self._validate_args:
-            require("counts", counts, lambda x: x >= 0, ">= 0 (real values are allowed)")
-
 
 def check_temperature(temperature: Tensor | float, like: Tensor, validate: bool) -> Tensor:
     """The temperature as a tensor of ``like``'s dtype and device, refused unless finite and >= 0."""
@@ -96,7 +91,7 @@ class RelaxedPoisson(RelaxedCount):
                 "a real number (or -inf) with a finite exponential",
             )
         self.temperature = check_temperature(temperature, parameter.detach(), validate)
-        shape = torch.broadcast_shapes(parameter.shape, self.temperature.shape)
+        shape = common_shape(**{name: parameter, "temperature": self.temperature})
         #: the tensor that gradients reach: the rate or the log-rate, whichever was given
         self.parameter = parameter.expand(shape)
         self.is_log = log_rate is not None
@@ -111,12 +106,13 @@ class RelaxedPoisson(RelaxedCount):
             "validate_args": self._validate_args,
         }
 
-    @lazy_property
+    # computed anew each time: a cached exp() would tie two backward passes to one graph
+    @property
     def rate(self) -> Tensor:
         """λ, counts per window."""
         return self.parameter.exp() if self.is_log else self.parameter
 
-    @lazy_property
+    @property
     def log_rate(self) -> Tensor:
         """ln λ."""
         return self.parameter if self.is_log else self.parameter.log()
@@ -135,11 +131,14 @@ class RelaxedPoisson(RelaxedCount):
 
         At a relaxed (non-integer) value this is not the density of the relaxed law.
         """
-        self._check_counts(value)
-        # -inf · 0 must be 0: an empty count at rate 0 has probability one
-        of_log = torch.where(value == 0, 0.0, value * self.parameter) if self.is_log else None
-        log_power = torch.special.xlogy(value, self.rate) if of_log is None else of_log
-        return log_power - self.rate - torch.lgamma(value + 1)
+        value = as_float_tensor("value", value, like=self.parameter)
+        if self._validate_args:
+            common_shape(value=value, rate=self.parameter)
+            require("value", value, lambda x: x >= 0, ">= 0 (real values are allowed)")
+        # 0 · ln 0 = 0 with slope 0: an empty count at rate 0 has probability one
+        certain = (value == 0) & (self.rate == 0)
+        parameter = torch.where(certain, 0.0 if self.is_log else 1.0, self.parameter)
+        return value * (parameter if self.is_log else parameter.log()) - self.rate - torch.lgamma(value + 1)
 
 
 def poisson_kl(
@@ -149,18 +148,19 @@ def poisson_kl(
 
     Arguments are rates >= 0 (counts per window), broadcast against each other. Zero rates follow the limits: λ = 0
     gives r, r = 0 < λ gives inf. Near λ = r a series in (λ-r)/(λ+r) replaces the difference of large numbers, so
-    that float32 keeps full relative accuracy. A negative or NaN rate raises ``ValueError``.
+    that float32 keeps full relative accuracy. The slope at λ = 0, which is -inf in truth, is returned as 0: that of
+    ln λ → -inf. A negative, infinite or NaN rate, or shapes that do not broadcast, raise ``ValueError``.
 
     >>> poisson_kl(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 3.0]))
     tensor([0.3069, 3.0000])
 
     Source: the closed-form KL term of the P-VAE's ELBO (Eq. 2).
     """
-    q, r = torch.broadcast_tensors(
-        as_float_tensor("posterior_rate", posterior_rate), as_float_tensor("prior_rate", prior_rate)
-    )
+    q, r = as_float_tensor("posterior_rate", posterior_rate), as_float_tensor("prior_rate", prior_rate)
     for name, rate in (("posterior_rate", q), ("prior_rate", r)):
-        require(name, rate, lambda x: x >= 0, ">= 0")
+        require(name, rate, finite_nonnegative, ">= 0 and finite")
+    shape = common_shape(posterior_rate=q, prior_rate=r)
+    q, r = q.expand(shape), r.expand(shape)
     x = (q - r) / (q + r)
     near = x.abs() < 0.1
     # both branches see harmless values where the other one is taken, or their gradients would be NaN
@@ -168,9 +168,11 @@ def poisson_kl(
     xn = (qn - rn) / (qn + rn)
     series = sum((xn ** (2 * j + 1) / (2 * j + 1) for j in range(8, 0, -1)), torch.zeros_like(xn))
     close = (qn - rn) * xn + 2 * qn * series
-    qf, rf = torch.where(near, 1.0, q), torch.where(near, 1.0, r)
-    far = torch.special.xlogy(qf, qf) - torch.special.xlogy(qf, rf) - qf + rf
-    return torch.where(near, close, far)
+    silent, impossible = q == 0, (r == 0) & (q > 0)
+    unused = near | silent | impossible
+    qf, rf = torch.where(unused, 1.0, q), torch.where(unused, 1.0, r)
+    far = qf * (qf / rf).log() - qf + rf
+    return torch.where(silent, r, torch.where(impossible, torch.inf, torch.where(near, close, far)))
 
 
 @register_kl(RelaxedPoisson, RelaxedPoisson)

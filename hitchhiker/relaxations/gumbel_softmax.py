@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, constraints
 
 from hitchhiker import truncation
-from hitchhiker.checks import as_float_tensor, require, require_count
+from hitchhiker.checks import as_float_tensor, common_shape, readable, require, require_count
 from hitchhiker.kernels import operators
 from hitchhiker.relaxations.common import RelaxedCount, RelaxedPoisson, check_temperature
 
@@ -19,12 +19,14 @@ from hitchhiker.relaxations.common import RelaxedCount, RelaxedPoisson, check_te
 def poisson_logits(
     rate: Float[Tensor, "*batch"], num_categories: int, log: bool = False
 ) -> Float[Tensor, "categories *batch"]:
-    """Unnormalised log-pmf m ln λ - ln m! of 0 … M-1 along dimension 0 (Eq. 26); with ``log``, ln λ is given."""
-    m = torch.arange(num_categories, dtype=rate.dtype, device=rate.device).view(-1, *([1] * rate.dim()))
-    possible = torch.isfinite(rate) if log else rate > 0
-    safe = torch.where(possible, rate, 1.0)
+    """Log-pmf m ln λ - ln m! of 0 … M-1 along dimension 0 (Eq. 26), less that of the mode; with ``log``, ln λ is given."""
+    # float64, and the mode as the origin: at λ = 10⁶ both terms are 10⁷, where float32 resolves 1
+    m = torch.arange(num_categories, dtype=torch.float64, device=rate.device).view(-1, *([1] * rate.dim()))
+    possible = rate > -torch.inf if log else rate != 0  # NaN stays NaN
+    safe = torch.where(possible, rate, 1.0).double()
     power = m * (safe if log else safe.log())
-    return torch.where(possible | (m == 0), power, -torch.inf) - torch.lgamma(m + 1)
+    logits = torch.where(possible | (m == 0), power, -torch.inf) - torch.lgamma(m + 1)
+    return (logits - logits.detach().amax(dim=0)).to(rate.dtype)
 
 
 def soft_one_hot(
@@ -37,7 +39,7 @@ def soft_one_hot(
     temperature = torch.as_tensor(temperature).to(scores)
     cold = temperature == 0
     soft = torch.softmax(scores / torch.where(cold, 1.0, temperature), dim=0)
-    if not bool(cold.any()):
+    if readable(cold, scores) and not bool(cold.any()):
         return soft
     hard = torch.zeros_like(scores).scatter(0, scores.argmax(dim=0, keepdim=True), 1.0)
     return torch.where(cold, hard, soft)
@@ -90,7 +92,8 @@ class GumbelSoftmaxLaw(RelaxedCount):
         """The truncated pmf, which the hard choice follows exactly at every τ; refused where the soft law differs from it."""
         if not self.hard and bool((self.temperature > 0).any()):
             raise NotImplementedError(
-                f"the {moment} of a Gumbel-softmax count has no closed form for temperature > 0; average rsample, or use hard=True"
+                f"the {moment} of a Gumbel-softmax count has no closed form for temperature > 0; "
+                "average rsample, or use hard=True"
             )
         return torch.softmax(self._logits, dim=0)
 
@@ -165,8 +168,9 @@ class GSMPoisson(GumbelSoftmaxLaw, RelaxedPoisson):
         hard: bool = False,
         validate_args: bool | None = None,
     ):
-        require_count("num_categories", num_categories)
+        require_count("num_categories", num_categories, optional=True)
         self._num_categories = num_categories
+        self._enough: int | None = None
         self.hard = hard
         super().__init__(rate, log_rate, temperature, validate_args)
 
@@ -176,14 +180,18 @@ class GSMPoisson(GumbelSoftmaxLaw, RelaxedPoisson):
     @property
     def num_categories(self) -> int:  # type: ignore[override]
         """M: the categories are 0 … M-1."""
-        if self._num_categories is None:
+        if self._num_categories is not None:
+            return self._num_categories
+        if self._enough is None:  # not an argument: a copy with another rate must choose again
+            if not readable(self.parameter, self.temperature):
+                raise ValueError("num_categories must be given under torch.compile and torch.func, got None")
             if self.parameter.numel() == 0:
                 return 1
             top = float(self.parameter.detach().max())
-            self._num_categories = truncation.num_categories(
+            self._enough = truncation.num_categories(
                 math.exp(top) if self.is_log else top, float(self.temperature.max()), tail=1e-6
             )
-        return self._num_categories
+        return self._enough
 
     @property
     def _logits(self) -> Float[Tensor, "categories *batch"]:  # type: ignore[override]
@@ -234,7 +242,7 @@ class GumbelSoftmaxCount(GumbelSoftmaxLaw):
             require("log_pmf", log_pmf, lambda x: x < torch.inf, "a log-probability (finite or -inf)")
             require("log_pmf", log_pmf.amax(-1), lambda x: x > -torch.inf, "finite for at least one count in every row")
         self.temperature = check_temperature(temperature, log_pmf.detach(), validate)
-        shape = torch.broadcast_shapes(log_pmf.shape[:-1], self.temperature.shape)
+        shape = common_shape(log_pmf=log_pmf[..., 0], temperature=self.temperature)
         self.log_pmf = log_pmf.expand(*shape, log_pmf.shape[-1])
         self.hard = hard
         super().__init__(shape, validate_args=False)
@@ -271,11 +279,13 @@ class GumbelSoftmaxCount(GumbelSoftmaxLaw):
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Normalised log-probability (nats) of whole counts; -inf beyond M-1. Real counts are a ``ValueError``."""
+        value = as_float_tensor("value", value, like=self.log_pmf)
         if self._validate_args:
-            require("counts", value, lambda x: (x >= 0) & (x == x.floor()), "whole and >= 0")
+            common_shape(value=value, log_pmf=self.log_pmf[..., 0])
+            require("value", value, lambda x: (x >= 0) & (x == x.floor()), "whole and >= 0")
         index = value.long()
         table = torch.log_softmax(self.log_pmf, dim=-1)
-        inside = index < self.num_categories
+        inside = (index >= 0) & (index < self.num_categories)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         table = table.expand(*shape, self.num_categories)
         found = table.gather(-1, torch.where(inside, index, 0).expand(shape).unsqueeze(-1)).squeeze(-1)
