@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hitchhiker.checks import common_shape
 from hitchhiker.relaxations.common import RelaxedPoisson
 
 
@@ -21,6 +22,8 @@ def _checked(x: Tensor, decoder: Tensor, log_rate: Tensor | None = None) -> None
         raise ValueError(
             f"log_rate must have shape (*batch, K) with K = {decoder.shape[1]}, got {tuple(log_rate.shape)}"
         )
+    if log_rate is not None:
+        common_shape(x=x[..., 0], log_rate=log_rate[..., 0])
 
 
 def _mse_and_penalty(x: Tensor, decoder: Tensor, rate: Tensor) -> Tensor:
@@ -67,7 +70,7 @@ def hessian(
 ) -> Float[Tensor, "*batch latents latents"]:
     """∇²_u of :func:`reconstruction_loss`: diag(g) + 2ΛGΛ. Returns ``(*batch, K, K)``; it can be indefinite.
 
-    For K in the hundreds use :func:`hessian_product`, which forms no K x K matrix.
+    For K in the hundreds use :class:`HessianProduct`, which forms no K x K matrix.
 
     >>> hessian(torch.tensor([1.0, 0.0]), torch.eye(2), torch.zeros(2))
     tensor([[3., 0.],

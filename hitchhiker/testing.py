@@ -43,7 +43,8 @@ def assert_cumulants(samples: Tensor, cumulants: tuple[float, float, float, floa
 
 def assert_same_law(a: Tensor, b: Tensor, false_alarm: float = 1e-9) -> None:
     """Two independent one-dimensional samples have one law, by the DKW bound on both sides: valid for any law, atoms too."""
-    x, y = np.sort(a.detach().double().numpy()), np.sort(b.detach().double().numpy())
+    x, y = (np.sort(sample.detach().double().flatten().numpy()) for sample in (a, b))
+    assert not np.isnan(np.concatenate([x, y])).any(), "a sample holds NaN"
     grid = np.concatenate([x, y])
     gap = max(
         np.abs(np.searchsorted(x, grid, side) / len(x) - np.searchsorted(y, grid, side) / len(y)).max()
@@ -54,15 +55,22 @@ def assert_same_law(a: Tensor, b: Tensor, false_alarm: float = 1e-9) -> None:
 
 
 def assert_frequencies(counts: Tensor, probabilities: Tensor, false_alarm: float = 1e-9) -> None:
-    """Whole-number ``counts`` follow ``probabilities`` over 0, 1, …, by χ² (cells of expectation below 10 are pooled)."""
+    """Whole-number ``counts`` follow ``probabilities`` over 0, 1, …, by χ².
+
+    Cells of expectation below 10 are pooled into one, and that one with the smallest of the others if it is still below.
+    """
     n = counts.numel()
     p = probabilities.detach().double().numpy()
+    assert bool((counts == counts.round()).all()), "counts are not whole numbers"
     observed = np.bincount(counts.detach().long().flatten().numpy(), minlength=len(p))
     assert len(observed) == len(p), f"a count of {len(observed) - 1} is outside 0 … {len(p) - 1}"
-    large = p * n >= 10
-    expected = np.append(p[large] * n, p[~large].sum() * n)
-    observed = np.append(observed[large], observed[~large].sum())
-    keep = expected > 1  # the pooled cell may be all but empty
-    statistic = float(((observed - expected)[keep] ** 2 / expected[keep]).sum())
-    tail = float(stats.chi2.sf(statistic, keep.sum() - 1))
-    assert tail > false_alarm, f"χ² = {statistic:.1f} on {keep.sum() - 1} degrees of freedom, tail {tail:.1e}"
+    assert not observed[p == 0].any(), f"impossible counts {np.flatnonzero((p == 0) & (observed > 0))}"
+    order = np.argsort(p)
+    pooled = max(int((np.cumsum(p[order]) * n < 10).sum()) + 1, int((p * n < 10).sum()))
+    cells = [order[:pooled], *order[pooled:, None]]
+    expected = np.array([p[cell].sum() * n for cell in cells])
+    found = np.array([observed[cell].sum() for cell in cells])
+    statistic = float(((found - expected) ** 2 / expected).sum())
+    degrees = len(cells) - 1
+    tail = float(stats.chi2.sf(statistic, degrees)) if degrees else 1.0
+    assert tail > false_alarm, f"χ² = {statistic:.1f} on {degrees} degrees of freedom, tail {tail:.1e}"
