@@ -6,6 +6,9 @@ from torch's generator of the device, so ``torch.manual_seed`` fixes it.
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -64,21 +67,30 @@ class _FirstDerivativeOnly(torch.autograd.Function):
         )
 
 
-def compiled_kernels():
-    """:mod:`hitchhiker.kernels.compiled` if numba is installed, else None (and the plain path serves the same law)."""
+@cache
+def _kernels(device: str) -> ModuleType | None:
+    """The fast kernels of a kind of device, or None where what they need is not installed (same law, plain path)."""
     try:
-        from hitchhiker.kernels import compiled
+        if device == "cpu":
+            from hitchhiker.kernels import compiled
+
+            return compiled
+        if device == "cuda":
+            from hitchhiker.kernels import triton
+
+            return triton
     except ImportError:
+        pass
+    return None
+
+
+def kernels_for(parameter: Tensor, indicator: str | None = None) -> ModuleType | None:
+    """The module whose ``arrival_time`` and ``gumbel_softmax`` serve this tensor, None for the plain path."""
+    supported = (torch.float32, torch.float64) if parameter.device.type == "cpu" else (torch.float32,)
+    kernels = _kernels(parameter.device.type) if parameter.dtype in supported else None
+    if kernels is None or (indicator is not None and indicator not in kernels.CODES):
         return None
-    return compiled
-
-
-def _has_compiled_form(parameter: Tensor) -> bool:
-    return (
-        parameter.device.type == "cpu"
-        and parameter.dtype in (torch.float32, torch.float64)
-        and compiled_kernels() is not None
-    )
+    return kernels
 
 
 def _plain(sampler, parameter: Tensor, argument: Tensor, *options, is_log: bool) -> tuple[Tensor, Tensor]:
@@ -94,9 +106,9 @@ def _plain(sampler, parameter: Tensor, argument: Tensor, *options, is_log: bool)
 def _arrival_time(
     parameter: Tensor, temperature: Tensor, indicator: str, is_log: bool, hard: bool
 ) -> tuple[Tensor, Tensor]:
-    if _has_compiled_form(parameter) and indicator in compiled_kernels().CODES:
+    if (kernels := kernels_for(parameter, indicator)) is not None:
         half = indicators.get(indicator).half_width(parameter.dtype)
-        return compiled_kernels().arrival_time(parameter, temperature, indicator, half, is_log, hard)
+        return kernels.arrival_time(parameter, temperature, indicator, half, is_log, hard)
     rate = parameter.exp() if is_log else parameter
     options = (temperature.to(torch.promote_types(rate.dtype, torch.float32)), indicators.get(indicator), hard)
     return _plain(window.sample_arrival_time, parameter, rate, *options, is_log=is_log)
@@ -106,8 +118,8 @@ def _arrival_time(
 def _gumbel_softmax(
     parameter: Tensor, temperature: Tensor, num_categories: int, is_log: bool, hard: bool
 ) -> tuple[Tensor, Tensor]:
-    if _has_compiled_form(parameter):
-        return compiled_kernels().gumbel_softmax(parameter, temperature, num_categories, is_log, hard)
+    if (kernels := kernels_for(parameter)) is not None:
+        return kernels.gumbel_softmax(parameter, temperature, num_categories, is_log, hard)
     log_rate = parameter if is_log else parameter.log()
     options = (temperature.to(torch.promote_types(log_rate.dtype, torch.float32)), num_categories, hard)
     return _plain(window.sample_gumbel_softmax, parameter, log_rate, *options, is_log=is_log)
