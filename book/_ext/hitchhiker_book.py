@@ -80,18 +80,42 @@ def number_by_file(app: Sphinx) -> None:
         TocTreeCollector.assign_figure_numbers = assign  # type: ignore[method-assign]
 
 
-def plain_docstrings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def escape_markup(line: str) -> str:
     """Docstrings are written to be read in a terminal: |u|, (*batch) and exponential_ are no markup."""
+    parts = re.split(r"(``.*?``|:\w[\w:]*:`.*?`|`[^`]+`_*)", line)
+    for i in range(0, len(parts), 2):
+        text = re.sub(r"(?<!\w)\*(\*?\w[^*]*?\w\*?)\*(?!\w)", "\0\\1\0", parts[i])  # keep *emphasis*
+        text = re.sub(r"[*|]", lambda match: "\\" + match[0], text)
+        parts[i] = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text).replace("\0", "*")
+    return "".join(parts)
+
+
+def plain_docstrings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Numpy's sections as a bold word and a list; unlike in napoleon a section ends where the text goes on."""
+    out: list[str] = []
+    listing, code = False, False
     for i, line in enumerate(lines):
-        if line.lstrip().startswith((">>>", "...", "..", ":param", ":type")):
+        following = lines[i + 1] if i + 1 < len(lines) else ""
+        if re.fullmatch(r"\s*-{4,}\s*", line):
             continue
-        parts = re.split(r"(``.*?``|:\w[\w:]*:`.*?`|`[^`]+`_*)", line)
-        for j in range(0, len(parts), 2):
-            text = re.sub(r"(?<!\w)\*(\*?\w[^*]*?\w\*?)\*(?!\w)", "\0\\1\0", parts[j])  # keep *emphasis*
-            text = re.sub(r"(?<!\\)[*|]", lambda m: "\\" + m[0], text)
-            text = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text)
-            parts[j] = text.replace("\0", "*")
-        lines[i] = "".join(parts)
+        if re.fullmatch(r"-{4,}\s*", following) and line.strip():
+            listing = line.strip() in {"Parameters", "Attributes", "Raises", "Properties"}
+            out += ["", f"**{line.strip()}**", ""]
+            continue
+        code = line.lstrip().startswith((">>>", "...")) or (code and bool(line.strip()))
+        if not code:
+            line = escape_markup(line)
+        entry = re.match(r"(\S.*?)\s+:\s+(.*)$", line) or re.match(r"([A-Z]\w+(?:Error|Exception))()$", line)
+        if listing and entry:
+            out.append(f"* ``{entry[1].replace('`', '').replace(chr(92), '')}``: {entry[2]}".rstrip())
+        elif listing and line.startswith(" "):
+            out.append("  " + line.lstrip())
+        else:
+            if listing and line.strip():
+                listing = False
+                out.append("")
+            out.append(line)
+    lines[:] = out
 
 
 # ---------------------------------------------------------------- pages
@@ -133,6 +157,7 @@ def copy_scripts(app: Sphinx, exception: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.setup_extension("sphinx.ext.autodoc")
     app.add_config_value("hitchhiker_address", repository.address(), "html", types=(str, type(None)))
     number_by_file(app)
     app.connect("autodoc-process-docstring", plain_docstrings, priority=900)
