@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from numbers import Integral
 
 import torch
@@ -15,7 +16,9 @@ def as_float_tensor(name: str, value: Tensor | float, like: Tensor | None = None
         tensor = value
     else:
         try:
-            tensor = torch.as_tensor(value, device=None if like is None else like.device)
+            # torch would take a Python float through float32, and a float64 law would be 10⁻⁸ off
+            dtype = torch.float64 if isinstance(value, float) else None
+            tensor = torch.as_tensor(value, dtype=dtype, device=None if like is None else like.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name} must be a real number or tensor, got {value!r}") from error
         if tensor.is_floating_point():  # Python and numpy numbers follow torch's default, or the tensor beside them
@@ -68,3 +71,13 @@ def common_shape(**tensors: Tensor) -> torch.Size:
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
         raise ValueError(f"{' and '.join(tensors)} must broadcast against each other, got shapes {shapes}") from None
+
+
+def as_float_tensors(**values: Tensor | float) -> list[Tensor]:
+    """The named values as real tensors of one floating dtype and device; plain numbers follow the tensors beside them."""
+    given = [as_float_tensor(name, v) for name, v in values.items() if isinstance(v, Tensor)]
+    like = max(given, key=Tensor.dim, default=None)
+    tensors = [as_float_tensor(name, v, like=like) for name, v in values.items()]
+    # as in torch's own arithmetic, a scalar tensor does not widen a larger one
+    dtype = reduce(torch.promote_types, [t.dtype for t in tensors if t.dim()] or [t.dtype for t in tensors])
+    return [t.to(device=tensors[0].device if like is None else like.device, dtype=dtype) for t in tensors]

@@ -126,6 +126,53 @@ def num_categories(rate: Numbers, temperature: Numbers = 0.0, tail: float = 1e-3
     return 1 + int(m[0]) + cut_of_logits(stats.poisson.logpmf(m, top) / heat, alpha, first=m[0])
 
 
+def num_categories_negative_binomial(
+    total_count: Numbers, probs: Numbers, temperature: Numbers = 0.0, tail: float = 1e-3
+) -> int:
+    """Categories 0 … K-1 that a negative binomial Gumbel-softmax count needs.
+
+    The smallest K, for the worst element, with ``P(N >= K) <= tail`` and a second moment beyond K so small that the
+    variance loses about ``tail`` of itself; that tail moment is a survival function with r + 2.  Beyond τ = 1 the
+    tempered law ``π_m^{1/τ}`` counts (see :func:`num_categories`), with the largest r and the smallest μ.
+
+    Parameters
+    ----------
+    total_count : r ``> 0``; broadcasts against ``probs``.
+    probs : μ in (0, 1); the mean is r(1 - μ)/μ counts.
+    temperature : τ ``>= 0``.
+    tail : as in :func:`num_categories`.
+
+    Raises
+    ------
+    ValueError
+        for parameters outside these domains.
+
+    >>> num_categories_negative_binomial(3.0, 0.4), num_categories_negative_binomial(3.0, 0.4, 4.0)
+    (32, 102)
+    """
+    r, mu = np.broadcast_arrays(_checked("total_count", total_count), _checked("probs", probs))
+    heat, alpha = _checked("temperature", temperature), _tail(tail)
+    moments._nb_moments(r, mu)  # the domains
+    if not r.size or not heat.size:
+        return 2
+    if heat.max() > 1:
+        return 1 + _hot_negative_binomial(float(r.max()), float(mu.min()), float(heat.max()), alpha)
+    mean = r * (1 - mu) / mu
+    allowed = alpha / (1 + mean * mu)  # Var / E N², since Var = mean/μ
+    last = np.maximum(stats.nbinom.isf(alpha, r, mu), stats.nbinom.isf(allowed, r + 2, mu) + 2)
+    return max(2, 1 + int(last.max()))
+
+
+def _hot_negative_binomial(r: float, mu: float, heat: float, tail: float) -> int:
+    reach = int(r * (1 - mu) / mu) + 64
+    while True:
+        m = np.arange(reach, dtype=np.float64)
+        logits = stats.nbinom.logpmf(m, r, mu) / heat
+        if logits[-1] < logits.max() - 40:
+            return cut_of_logits(logits, tail)
+        reach *= 2
+
+
 def cut_of_logits(logits: np.ndarray, tail: float = 1e-3, first: float = 0.0) -> int:
     """Index of the last category needed of ``p_m ∝ e^{logits}``, m = first, first + 1, …
 
@@ -184,4 +231,4 @@ def _tail(tail: float) -> float:
     return float(tail)
 
 
-__all__ = ["cut_of_logits", "num_arrivals", "num_categories", "paper_num_arrivals"]
+__all__ = ["cut_of_logits", "num_arrivals", "num_categories", "num_categories_negative_binomial", "paper_num_arrivals"]
