@@ -16,7 +16,9 @@ _FORMULAS = {  # of the scaled time u = (1 - t)/τ, in vega's language
 }
 
 
-def arrival_clock(unit_waits: Sequence[float], rate: float = 4.0, temperature: float = 0.4, horizon: float = 2.0) -> Any:
+def arrival_clock(
+    unit_waits: Sequence[float], rate: float = 4.0, temperature: float = 0.4, horizon: float = 2.0
+) -> Any:
     """Figure 5 as a living figure: one set of waits, sliders for the rate and the temperature, soft counts of both kinds.
 
     Arrivals are ``t_m = (e_1 + … + e_m)/λ`` for the given unit waits ``e``; each is drawn as a stem of the height that
@@ -54,7 +56,9 @@ def arrival_clock(unit_waits: Sequence[float], rate: float = 4.0, temperature: f
     color = alt.expr(f"kind == 'sigmoid' ? '{method('sigmoid').color}' : '{method('cubic').color}'")
 
     time = alt.X("t:Q", title="time t, in windows", scale=alt.Scale(domain=[0, horizon], nice=False))
-    height = alt.Y("f:Q", title="counts as much as", scale=alt.Scale(domain=[0, 1.15]), axis=alt.Axis(values=[0, 0.5, 1]))
+    height = alt.Y(
+        "f:Q", title="counts as much as", scale=alt.Scale(domain=[0, 1.15]), axis=alt.Axis(values=[0, 0.5, 1])
+    )
     curve = (
         alt.Chart(alt.Data(values=[{"t": t} for t in grid]))
         .transform_calculate(u="(1 - datum.t) / tau")
@@ -78,7 +82,7 @@ def arrival_clock(unit_waits: Sequence[float], rate: float = 4.0, temperature: f
         shown.mark_point(filled=True, size=70, opacity=1, color=color).encode(
             time, height, tooltip=[alt.Tooltip("m:O", title="arrival"), alt.Tooltip("t:Q", format=".2f"), alt.Tooltip("f:Q", format=".2f")]
         ),
-        shown.mark_text(dy=-11, fontSize=11, color="#222222").encode(time, height, text=alt.Text("f:Q", format=".2f")),
+        shown.transform_filter("datum.f > 0.005 && datum.f < 0.995").mark_text(dy=-11, fontSize=11, color="#222222").encode(time, height, text=alt.Text("f:Q", format=".2f")),
         total.mark_text(align="right", baseline="top", fontSize=13, fontWeight="bold", color="#222222").encode(
             x=alt.value("width"), y=alt.value(2), text="says:N"
         ),
@@ -109,32 +113,33 @@ PRINTED_MOMENTS = {
 }
 
 
-def figure_1(rows: Sequence[dict[str, Any]], theory: bool = True) -> Any:
+def figure_1(rows: Sequence[dict[str, Any]], theory: bool = True, title: str | None = None) -> Any:
     """Figure 1: mean and variance over those of the Poisson, against τ; filled at the paper's M, hollow with all arrivals.
 
     Parameters
     ----------
     rows : of :func:`hitchhiker.reproduce.fidelity_rows`, any number of rates (a column each).
     theory : draw the exact moments of EAT as lines, of Algorithm 1 with that M and of the law with all arrivals.
+    title : the finding.
 
     Returns a matplotlib figure: points with two standard errors, and where λ = 100 is shown the paper's printed values.
     """
-    return _moment_panels(rows, theory, columns=3)
+    return _moment_panels(rows, theory, 3, title)
 
 
-def figure_9(rows: Sequence[dict[str, Any]], theory: bool = True) -> Any:
+def figure_9(rows: Sequence[dict[str, Any]], theory: bool = True, title: str | None = None) -> Any:
     """Figure 9: Figure 1 over more rates.  Arguments as :func:`figure_1`."""
-    return _moment_panels(rows, theory, columns=5)
+    return _moment_panels(rows, theory, 5, title)
 
 
-def figure_2(rows: Sequence[dict[str, Any]]) -> Any:
+def figure_2(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
     """Figure 2: W1 from the Poisson law against τ, one column a rate; the grey line is where exact samples of that size are."""
-    return _distance_panels(rows, ("w1",), columns=3)
+    return _distance_panels(rows, ("w1",), 3, title)
 
 
-def figure_10(rows: Sequence[dict[str, Any]]) -> Any:
+def figure_10(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
     """Figure 10: W1 and W2 against τ over more rates."""
-    return _distance_panels(rows, ("w1", "w2"), columns=5)
+    return _distance_panels(rows, ("w1", "w2"), 5, title)
 
 
 def _rates_of(rows: Sequence[dict[str, Any]]) -> list[float]:
@@ -149,7 +154,7 @@ def _temperature_axis(ax: Any) -> None:
     ax.minorticks_off()
 
 
-def _moment_panels(rows: Sequence[dict[str, Any]], theory: bool, columns: int) -> Any:
+def _moment_panels(rows: Sequence[dict[str, Any]], theory: bool, columns: int, title: str | None) -> Any:
     import matplotlib.pyplot as plt
 
     rates = _rates_of(rows)
@@ -172,6 +177,8 @@ def _moment_panels(rows: Sequence[dict[str, Any]], theory: bool, columns: int) -
             if i % columns == 0:
                 ax.set_ylabel(f"{quantity} / λ")
     _key(figure, axes[0, 0])
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     return figure
 
 
@@ -215,7 +222,7 @@ def _exact_moments(kind: str, rate: float, num: int | None, quantity: str, low: 
     return grid, truncated(kind, grid, rate, num)
 
 
-def _distance_panels(rows: Sequence[dict[str, Any]], quantities: Sequence[str], columns: int) -> Any:
+def _distance_panels(rows: Sequence[dict[str, Any]], quantities: Sequence[str], columns: int, title: str | None) -> Any:
     import matplotlib.pyplot as plt
 
     rates = _rates_of(rows)
@@ -237,6 +244,8 @@ def _distance_panels(rows: Sequence[dict[str, Any]], quantities: Sequence[str], 
             if i % columns == 0:
                 ax.set_ylabel(f"{quantity.upper()}, counts")
     _key(figure, axes[0, 0])
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     return figure
 
 
@@ -269,3 +278,196 @@ def _key(figure: Any, ax: Any) -> None:
         [*handles, filled, hollow], [*labels, "M of Eq. 79", "M large enough"], loc="outside upper center", ncols=5,
         fontsize="small",
     )  # fmt: skip
+
+
+# --- Figures 3, 11, 12: gradients, from the rows of hitchhiker.gradient_figures.gradient_rows
+# ------------------------------------------------------------------------------------------------------
+
+#: panel: its name, the column with the truth, the column with what Eqs. 7-10 give from a hundred gradients
+_GRADIENT_PANELS = {
+    "CosMean": ("cos_mean", "cos_mean_plugin"),
+    "CosSample": ("cos_sample", "cos_sample"),
+    "BiasEnergy": ("bias_energy", "bias_energy_plugin"),
+    "NoiseEnergy": ("noise_energy", "noise_energy"),
+    "bias, ‖b‖²/‖g‖²": ("raw_bias", "raw_bias_plugin"),
+    "variance, Tr Σ/‖g‖²": ("raw_variance", "raw_variance"),
+}
+
+
+def figure_3(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
+    """Figure 3: cosines and energies against τ; hollow as the paper estimates them, filled the truth with all arrivals.
+
+    ``rows`` are those of :func:`hitchhiker.gradient_figures.gradient_rows` for one rate.  Returns a matplotlib figure.
+    """
+    return _gradient_panels(rows, ("CosMean", "CosSample", "BiasEnergy", "NoiseEnergy"), 2, title)
+
+
+def figure_11(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
+    """Figure 11: Figure 3 over several rates, a column each."""
+    return _gradient_panels(rows, ("CosMean", "CosSample", "BiasEnergy", "NoiseEnergy"), None, title)
+
+
+def figure_12(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
+    """Figure 12: the same without the Hessian, in units of the squared length of the exact gradient."""
+    return _gradient_panels(rows, ("bias, ‖b‖²/‖g‖²", "variance, Tr Σ/‖g‖²"), 2, title)
+
+
+def dictionary(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
+    """The columns of a trained decoder as images, longest first."""
+    import numpy as np
+
+    from hitchhiker.plotting import show_patches
+
+    return show_patches(np.array([row["feature"] for row in rows]), 16 if len(rows) >= 64 else 8, title=title)
+
+
+def _gradient_panels(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], columns: int | None, title: str | None
+) -> Any:
+    import matplotlib.pyplot as plt
+
+    rates = _rates_of(rows)
+    if columns is None:  # a column a rate, a line a quantity
+        columns, lines = len(rates), len(names)
+        cells = [(names[i], rate) for i in range(lines) for rate in rates]
+        size = (1.2 + 2.0 * columns, 1.0 + 1.9 * lines)
+    else:
+        lines = -(-len(names) // columns)
+        cells = [(name, rates[0]) for name in names]
+        size = (3.6 * columns, 0.9 + 2.7 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharex=True)
+    for ax, (name, rate) in zip(axes.flat, cells, strict=True):
+        _gradient_panel(ax, [row for row in rows if row["rate"] == rate], name)
+        if len(rates) == 1:
+            ax.set_title(name, fontsize=10.5, fontweight="normal")
+        elif ax in axes[0]:
+            ax.set_title(f"λ = {rate:g}", fontsize=10.5, fontweight="normal")
+        if ax in axes[-1]:
+            ax.set_xlabel("temperature τ")
+        if len(rates) > 1 and ax in axes[:, 0]:
+            ax.set_ylabel(name)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    for face, text in (("#555555", "truth, all arrivals"), ("white", "as in the paper: 100 gradients, M of Eq. 79")):
+        dash = "-" if face != "white" else (0, (2, 2))
+        handles += axes[0, 0].plot([], [], color="#555555", marker="o", linestyle=dash, markerfacecolor=face)
+        labels.append(text)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    return figure
+
+
+def _gradient_panel(ax: Any, rows: Sequence[dict[str, Any]], name: str) -> None:
+    truth, plugin = _GRADIENT_PANELS[name]
+    temperatures = sorted({row["temperature"] for row in rows if row["temperature"] is not None})
+    for kind in (*_FIDELITY_METHODS, "score:batch_mean"):
+        look = method(kind)
+        here = sorted((r for r in rows if r["method"] == kind), key=lambda r: r["temperature"] or 0)
+        for sampler, column, face, dash in (
+            ("enough", truth, look.color, "-"), ("paper", plugin, "white", (0, (2, 2))),
+        ):  # fmt: skip
+            part = [r for r in here if r["sampler"] in (sampler, "exact")]
+            if not part:
+                continue
+            x = [r["temperature"] for r in part]
+            y = [r[column] for r in part]
+            if part[0]["temperature"] is None:  # no temperature: a line across
+                x, y = [temperatures[0], temperatures[-1]], [y[0], y[0]]
+            label = look.label if sampler == "enough" else None
+            seen = [j for j, value in enumerate(y) if not _is_lost(part[min(j, len(part) - 1)], column, value)]
+            ax.plot(
+                [x[j] for j in seen], [y[j] for j in seen], color=look.color, marker=look.marker, markerfacecolor=face,
+                linewidth=1.2, linestyle=dash, label=label,
+            )  # fmt: skip
+            for j in set(range(len(y))) - set(seen):  # below its own error: only a bound is known
+                bound = 2 * part[min(j, len(part) - 1)]["bias_energy_se"]
+                if bound > 0 and column == "bias_energy":
+                    ax.plot(x[j], bound, color=look.color, marker=7, linestyle="none")
+    if name not in ("CosMean", "CosSample"):
+        ax.set_yscale("log")
+    _temperature_axis(ax)
+
+
+def _is_lost(row: dict[str, Any], column: str, value: float) -> bool:
+    if column in ("bias_energy", "raw_bias"):
+        return row["bias_energy"] <= 2 * row["bias_energy_se"] or value <= 0
+    return False
+
+
+def monte_carlo_floor(rows: Sequence[dict[str, Any]], start: float = 2.0) -> Any:
+    """Figure 3c as a living figure: a slider moves N, the number of gradients from which BiasEnergy is estimated.
+
+    Dashed: what the plug-in reports on average, truth + NoiseEnergy/N.  Solid: the truth.
+
+    Parameters
+    ----------
+    rows : of :func:`hitchhiker.gradient_figures.gradient_rows` for one rate, with the sampler ``"enough"``.
+    start : log10 of N at which the slider starts; the paper has 2.
+
+    Returns an ``altair.LayerChart``.  Raises ``ImportError`` without altair.
+    """
+    try:
+        import altair as alt
+    except ImportError as error:
+        raise ImportError('living figures need altair: pip install "hitchhiker[plot]"') from error
+
+    data = [
+        {
+            "method": method(row["method"]).label,
+            "tau": row["temperature"],
+            # where the truth is lost in its own error, its upper bound stands for it
+            "truth": max(row["bias_energy"], 2 * row["bias_energy_se"], 1e-12),
+            "noise": row["noise_energy"],
+        }
+        for row in rows
+        if row["sampler"] == "enough"
+    ]
+    names = [method(name).label for name in _FIDELITY_METHODS]
+    colors = [method(name).color for name in _FIDELITY_METHODS]
+    n = alt.param("logn", value=start, bind=alt.binding_range(min=1, max=7, step=0.1, name="log10 of N gradients"))
+    x = alt.X(
+        "tau:Q",
+        title="temperature τ",
+        scale=alt.Scale(type="log", domain=[0.018, 0.6]),
+        axis=alt.Axis(values=[0.02, 0.05, 0.1, 0.2, 0.5]),
+    )
+    axis = alt.Axis(values=[1e-8, 1e-6, 1e-4, 1e-2, 1], format=".0e")
+    scale = alt.Scale(type="log", domain=[1e-9, 10], clamp=True)
+    color = alt.Color(
+        "method:N", title=None, scale=alt.Scale(domain=names, range=colors), legend=alt.Legend(orient="top")
+    )
+    shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=names, range=["circle", "square", "triangle-up"]))
+    base = alt.Chart(alt.Data(values=data)).transform_calculate(plugin="datum.truth + datum.noise / pow(10, logn)")
+    truth, plugin = (
+        alt.Y(f"{c}:Q", title="normalised BiasEnergy", scale=scale, axis=axis) for c in ("truth", "plugin")
+    )
+    says = (
+        alt.Chart(alt.Data(values=[{}]))
+        .transform_calculate(
+            says="'dashed: mean of N = ' + format(round(pow(10, logn)), ',') + ' gradients;  solid: the truth'"
+        )
+        .mark_text(align="left", baseline="bottom", fontSize=12, color="#222222")
+        .encode(x=alt.value(6), y=alt.value(14), text="says:N")
+    )
+    return (
+        alt.layer(
+            base.mark_line(strokeWidth=2).encode(x, truth, color),
+            base.mark_point(filled=True, size=50, opacity=1).encode(x, truth, color, shape),
+            base.mark_line(strokeWidth=1.5, strokeDash=[5, 4]).encode(x, plugin, color),
+            base.mark_point(filled=False, size=50).encode(x, plugin, color, shape),
+            says,
+        )
+        .add_params(n)
+        .properties(
+            width="container",
+            height=280,
+            description=(
+                "BiasEnergy against temperature for three relaxations. Solid lines are the truth, dashed lines what a plug-in "
+                "estimate from N gradients reports on average. With N = 100 the dashed lines lie far above the solid ones and "
+                "fall with temperature; as a slider raises N to ten million they sink on to the truth, which rises with "
+                "temperature."
+            ),
+        )
+        .configure_axis(labelFontSize=11, titleFontSize=12, titleFontWeight="normal", gridColor="#e4e4e4")
+        .configure_view(stroke=None)
+    )
