@@ -56,8 +56,8 @@ class RelaxedCount(Distribution):
 
 
 def check_temperature(temperature: Tensor | float, like: Tensor, validate: bool) -> Tensor:
-    """The temperature as a tensor of ``like``'s dtype and device, refused unless finite and >= 0."""
-    tensor = as_float_tensor("temperature", temperature, like=like)
+    """The temperature as a tensor of ``like``'s dtype and device, without gradient, refused unless finite and >= 0."""
+    tensor = as_float_tensor("temperature", temperature, like=like).detach()
     if validate:
         require("temperature", tensor, finite_nonnegative, ">= 0 and finite")
     return tensor.to(like)

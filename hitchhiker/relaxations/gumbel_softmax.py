@@ -104,8 +104,8 @@ class GumbelSoftmaxLaw(RelaxedCount):
     @property
     def variance(self) -> Float[Tensor, "*batch"]:
         pmf = self._pmf("variance")
-        m = torch.arange(pmf.shape[0], dtype=pmf.dtype, device=pmf.device)
-        return torch.tensordot(m * m, pmf, dims=1) - expected_index(pmf).square()
+        m = torch.arange(pmf.shape[0], dtype=pmf.dtype, device=pmf.device).view(-1, *([1] * (pmf.dim() - 1)))
+        return ((m - expected_index(pmf)).square() * pmf).sum(dim=0)
 
     def _scores(self, sample_shape) -> tuple[Tensor, Tensor]:
         """(logits, Gumbel noise), categories first, broadcastable to (M, *sample_shape, *batch)."""
@@ -272,6 +272,9 @@ class GumbelSoftmaxCount(GumbelSoftmaxLaw):
 
     def sample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Integer counts (as floats) from the pmf itself."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        if 0 in shape:  # multinomial refuses to draw nothing
+            return self.log_pmf.new_zeros(shape)
         with torch.no_grad():
             return (
                 Categorical(logits=self.log_pmf, validate_args=False).sample(torch.Size(sample_shape)).to(self.log_pmf)
