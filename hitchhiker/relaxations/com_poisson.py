@@ -33,9 +33,9 @@ DEPTH = 44.0
 
 
 def com_logits(
-    rate: Float[Tensor, "*batch"], nu: Float[Tensor, "*batch"], counts: Float[Tensor, "counts *batch"]
-) -> Float[Tensor, "counts *batch"]:
-    """m ln λ - ν ln m! at the given counts, along dimension 0 (Eq. 85), in float64; at λ = 0 only m = 0 is possible.
+    rate: Float[Tensor, "*#shape"], nu: Float[Tensor, "*#shape"], counts: Float[Tensor, "*#shape"]
+) -> Float[Tensor, "*#shape"]:
+    """m ln λ - ν ln m! at the given counts (Eq. 85), in float64; arguments broadcast. At λ = 0 only m = 0 is possible.
 
     >>> com_logits(torch.tensor(2.0), torch.tensor(2.0), torch.arange(3.0))
     tensor([0.0000, 0.6931, 0.0000], dtype=torch.float64)
