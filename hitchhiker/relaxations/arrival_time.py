@@ -89,8 +89,8 @@ class EATPoisson(RelaxedPoisson):
 
     def __init__(
         self,
-        rate: Float[Tensor, "*batch"] | float | None = None,
-        log_rate: Float[Tensor, "*batch"] | float | None = None,
+        rate: Float[Tensor, "*#batch"] | float | None = None,
+        log_rate: Float[Tensor, "*#batch"] | float | None = None,
         temperature: Float[Tensor, "*#batch"] | float = 0.1,
         indicator: str | SoftIndicator = "cubic",
         num_arrivals: int | None = None,

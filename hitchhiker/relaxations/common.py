@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch.distributions import Distribution, Poisson, constraints, register_kl
 
@@ -126,7 +126,7 @@ class RelaxedPoisson(RelaxedCount):
         with torch.no_grad():
             return torch.poisson(self.rate.expand(self._extended_shape(torch.Size(sample_shape))))
 
-    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Real[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         """ln Poisson(value; λ) in nats, extended to real ``value >= 0`` by the log-gamma function.
 
         At a relaxed (non-integer) value this is not the density of the relaxed law.
@@ -142,7 +142,7 @@ class RelaxedPoisson(RelaxedCount):
 
 
 def poisson_kl(
-    posterior_rate: Float[Tensor, "*batch"], prior_rate: Float[Tensor, "*#batch"]
+    posterior_rate: Float[Tensor, "*#batch"] | float, prior_rate: Float[Tensor, "*#batch"] | float
 ) -> Float[Tensor, "*batch"]:
     """Kullback–Leibler divergence KL(Poisson(λ) ‖ Poisson(r)) = λ ln(λ/r) - λ + r, elementwise, in nats.
 

@@ -6,7 +6,7 @@ import math
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch.distributions import Categorical, constraints
 
@@ -161,8 +161,8 @@ class GSMPoisson(GumbelSoftmaxLaw, RelaxedPoisson):
 
     def __init__(
         self,
-        rate: Float[Tensor, "*batch"] | float | None = None,
-        log_rate: Float[Tensor, "*batch"] | float | None = None,
+        rate: Float[Tensor, "*#batch"] | float | None = None,
+        log_rate: Float[Tensor, "*#batch"] | float | None = None,
         temperature: Float[Tensor, "*#batch"] | float = 0.1,
         num_categories: int | None = None,
         hard: bool = False,
@@ -229,7 +229,7 @@ class GumbelSoftmaxCount(GumbelSoftmaxLaw):
 
     def __init__(
         self,
-        log_pmf: Float[Tensor, "*batch categories"],
+        log_pmf: Float[Tensor, "*#batch categories"],
         temperature: Float[Tensor, "*#batch"] | float = 0.1,
         hard: bool = False,
         validate_args: bool | None = None,
@@ -280,7 +280,7 @@ class GumbelSoftmaxCount(GumbelSoftmaxLaw):
                 Categorical(logits=self.log_pmf, validate_args=False).sample(torch.Size(sample_shape)).to(self.log_pmf)
             )
 
-    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Real[Tensor, "..."] | float) -> Float[Tensor, "..."]:
         """Normalised log-probability (nats) of whole counts; -inf beyond M-1. Real counts are a ``ValueError``."""
         value = as_float_tensor("value", value, like=self.log_pmf)
         if self._validate_args:
