@@ -10,16 +10,23 @@ into a gradient, *diagnostics* judge the gradient, a *trainer* uses it.
 torch.Size([1000, 2])
 """
 
-from hitchhiker import estimators, gradient_quality, indicators, linear_decoder, moments, truncation
+from hitchhiker import estimators, fidelity, gradient_quality, indicators, linear_decoder, moments, truncation
 from hitchhiker.relaxations.arrival_time import EATPoisson
+from hitchhiker.relaxations.com_poisson import ConwayMaxwellPoisson, GSMConwayMaxwellPoisson
 from hitchhiker.relaxations.common import poisson_kl
 from hitchhiker.relaxations.gumbel_softmax import GSMPoisson, GumbelSoftmaxCount
+from hitchhiker.relaxations.negative_binomial import EATNegativeBinomial, GSMNegativeBinomial
 
 __all__ = [
+    "ConwayMaxwellPoisson",
+    "EATNegativeBinomial",
     "EATPoisson",
+    "GSMConwayMaxwellPoisson",
+    "GSMNegativeBinomial",
     "GSMPoisson",
     "GumbelSoftmaxCount",
     "estimators",
+    "fidelity",
     "gradient_quality",
     "indicators",
     "linear_decoder",

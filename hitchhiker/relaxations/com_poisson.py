@@ -155,6 +155,7 @@ class ConwayMaxwellPoisson(Distribution):
         validate = validate_args is not False
         rate, nu = _checked_pair(rate, nu, validate)
         shape = common_shape(rate=rate, nu=nu)
+        self._given = {"rate": rate, "nu": nu}
         self.rate, self.nu = rate.expand(shape), nu.expand(shape)
         self._found: _Stretch | None = None
         super().__init__(shape, validate_args=False)
@@ -169,7 +170,7 @@ class ConwayMaxwellPoisson(Distribution):
         return law
 
     def __repr__(self) -> str:
-        shown = (f"{t.item():g}" if t.dim() == 0 else str(tuple(t.shape)) for t in (self.rate, self.nu))
+        shown = (f"{t.item():g}" if t.dim() == 0 else str(tuple(t.shape)) for t in self._given.values())
         return "{}(rate={}, nu={})".format(type(self).__name__, *shown)
 
     @property
@@ -293,6 +294,7 @@ class GSMConwayMaxwellPoisson(GumbelSoftmaxLaw):
         rate, nu = _checked_pair(rate, nu, validate)
         self.temperature = check_temperature(temperature, rate.detach(), validate)
         shape = common_shape(rate=rate, nu=nu, temperature=self.temperature)
+        self._given = {"rate": rate, "nu": nu}
         self.rate, self.nu = rate.expand(shape), nu.expand(shape)
         self._num_categories = num_categories
         self._enough: int | None = None
@@ -301,8 +303,8 @@ class GSMConwayMaxwellPoisson(GumbelSoftmaxLaw):
         self._validate_args = validate
 
     def _arguments(self) -> dict[str, Any]:
-        return {
-            "rate": self.rate, "nu": self.nu, "temperature": self.temperature, "num_categories": self._num_categories,
+        return self._given | {
+            "temperature": self.temperature, "num_categories": self._num_categories,
             "hard": self.hard, "validate_args": self._validate_args,
         }  # fmt: skip
 

@@ -45,17 +45,13 @@ class RelaxedNegativeBinomial(RelaxedCount):
             require("probs", mu, lambda x: (x > 0) & (x < 1), "strictly between 0 and 1")
         self.temperature = check_temperature(temperature, mu.detach(), validate)
         shape = common_shape(total_count=r, probs=mu, temperature=self.temperature)
+        self._given = {"total_count": r, "probs": mu}
         self.total_count, self.probs = r.expand(shape), mu.expand(shape)
         super().__init__(shape, validate_args=False)
         self._validate_args = validate
 
     def _arguments(self) -> dict[str, Any]:
-        return {
-            "total_count": self.total_count,
-            "probs": self.probs,
-            "temperature": self.temperature,
-            "validate_args": self._validate_args,
-        }
+        return self._given | {"temperature": self.temperature, "validate_args": self._validate_args}
 
     @property
     def count_mean(self) -> Float[Tensor, "*batch"]:
