@@ -40,7 +40,10 @@ def from_unit_exponentials(
     Source: Algorithm 1, Eqs. (17) and (19).
     """
     f = indicators.get(indicator)
-    rate, temperature = torch.as_tensor(rate).to(exponentials), torch.as_tensor(temperature).to(exponentials)
+    # a Python float goes straight to this dtype: by way of float32 it would be 10⁻⁸ off
+    rate, temperature = (
+        torch.as_tensor(x, dtype=exponentials.dtype, device=exponentials.device) for x in (rate, temperature)
+    )
     possible = rate > 0
     times = exponentials.cumsum(dim=0) / torch.where(possible, rate, 1.0)
     hard = (times < 1).to(times)

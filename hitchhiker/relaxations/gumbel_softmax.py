@@ -36,7 +36,7 @@ def soft_one_hot(
 ) -> Float[Tensor, "categories *samples"]:
     """Soft one-hot softmax((ln π_m + g_m)/τ) along dimension 0 (Eq. 27); the hard one at τ = 0."""
     scores = logits + gumbels
-    temperature = torch.as_tensor(temperature).to(scores)
+    temperature = torch.as_tensor(temperature, dtype=scores.dtype, device=scores.device)
     cold = temperature == 0
     soft = torch.softmax(scores / torch.where(cold, 1.0, temperature), dim=0)
     if readable(cold, scores) and not bool(cold.any()):
@@ -71,7 +71,7 @@ def from_gumbels(
 
     Source: Algorithm 2, Eqs. (23), (24) with the factor m, (27).
     """
-    rate = torch.as_tensor(rate).to(gumbels).expand(gumbels.shape[1:])
+    rate = torch.as_tensor(rate, dtype=gumbels.dtype, device=gumbels.device).expand(gumbels.shape[1:])
     return expected_index(soft_one_hot(poisson_logits(rate, gumbels.shape[0]), gumbels, temperature))
 
 
