@@ -76,7 +76,7 @@ def common_shape(**tensors: Tensor) -> torch.Size:
 def as_float_tensors(**values: Tensor | float) -> list[Tensor]:
     """The named values as real tensors of one floating dtype and device; plain numbers follow the tensors beside them."""
     given = [as_float_tensor(name, v) for name, v in values.items() if isinstance(v, Tensor)]
-    like = max(given, key=Tensor.dim, default=None)
+    like = next((t for t in given if t.dim()), given[0] if given else None)
     tensors = [as_float_tensor(name, v, like=like) for name, v in values.items()]
     # as in torch's own arithmetic, a scalar tensor does not widen a larger one
     dtype = reduce(torch.promote_types, [t.dtype for t in tensors if t.dim()] or [t.dtype for t in tensors])

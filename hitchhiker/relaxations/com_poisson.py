@@ -129,6 +129,7 @@ class ConwayMaxwellPoisson(Distribution):
     ``mean``, ``variance``, ``log_prob``, ``entropy`` and the KL divergence between two such laws are sums over the counts
     around the mode, differentiable in both parameters; what is left out is bounded by :attr:`lost_mass` (below 10⁻¹⁵).
     ``sample`` inverts the cumulative distribution; there is no ``rsample``, use :class:`GSMConwayMaxwellPoisson`.
+    How far the sums reach is read off the parameters, so ``torch.compile`` and ``torch.func.vmap`` do not follow.
 
     Raises ``ValueError`` for parameters outside these domains, and when more than 2²⁰ counts would be needed: the stretch is
     some 20·√(λ^{1/ν}/ν) counts wide, so λ = 10⁶ is within reach for ν >= 0.7. All elements share the widest.
@@ -263,7 +264,8 @@ class GSMConwayMaxwellPoisson(GumbelSoftmaxLaw):
     ``NotImplementedError`` unless τ = 0 or ``hard``, where they are those of the truncated law. The argmax follows that
     law exactly at every τ.
 
-    Raises ``ValueError`` as :class:`ConwayMaxwellPoisson`, and for a negative temperature.
+    Raises ``ValueError`` as :class:`ConwayMaxwellPoisson`, and for a negative temperature. Under ``torch.compile`` give
+    ``num_categories``; instead of ``torch.func.vmap``, which this sampler does not follow, give a batch of parameters.
 
     >>> _ = torch.manual_seed(0)
     >>> hard = GSMConwayMaxwellPoisson(rate=20.0, nu=2.0, temperature=0.3, hard=True)

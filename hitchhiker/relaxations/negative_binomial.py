@@ -108,7 +108,7 @@ class EATNegativeBinomial(RelaxedNegativeBinomial):
 
     Raises ``ValueError`` for r <= 0, μ outside (0, 1), a negative temperature, NaN, or shapes that do not broadcast.
 
-    First derivatives only. With r far below 1 most rates are 0 to float precision, and so are counts and derivatives.
+    First derivatives only. Under ``torch.func.vmap`` use ``randomness="different"``. With r far below 1 most rates are 0 to float precision, and so are counts and derivatives.
 
     >>> _ = torch.manual_seed(0)
     >>> q = EATNegativeBinomial(total_count=3.0, probs=0.4, temperature=0.5)
@@ -176,7 +176,8 @@ class GSMNegativeBinomial(GumbelSoftmaxLaw, RelaxedNegativeBinomial):
     ``mean`` and ``variance`` of the relaxed law have no closed form: ``NotImplementedError`` unless τ = 0 or ``hard``,
     where they are those of the truncated law. The argmax follows that law exactly at every τ.
 
-    Raises ``ValueError`` as :class:`EATNegativeBinomial`.
+    Raises ``ValueError`` as :class:`EATNegativeBinomial`. Under ``torch.compile`` give ``num_categories``; instead of
+    ``torch.func.vmap``, which this sampler does not follow, give a batch of parameters.
 
     >>> _ = torch.manual_seed(0)
     >>> hard = GSMNegativeBinomial(total_count=3.0, probs=0.4, temperature=0.5, hard=True)
