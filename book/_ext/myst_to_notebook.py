@@ -18,6 +18,7 @@ import nbformat
 import setup_cell
 import yaml
 from bibliography import author_year, reference
+from jupytext.myst import MystMetadataParsingError
 
 BOOK = Path(__file__).resolve().parents[1]
 
@@ -80,11 +81,18 @@ def chapter_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def build_index(book: Path = BOOK) -> Index:
-    """Read every page once and note what can be pointed at."""
+def build_index(book: Path = BOOK, only: set[str] | None = None) -> Index:
+    """Read every page once and note what can be pointed at.
+
+    With ``only``, other pages that cannot be read are passed over: someone may be writing them.
+    """
     index = Index()
     for path in sorted(book.glob("*.md")):
-        _Page(path, index).scan()
+        try:
+            _Page(path, index).scan()
+        except ValueError:
+            if not only or path.stem in only:
+                raise
     return index
 
 
@@ -103,7 +111,10 @@ class _Page:
     # ------------------------------------------------------------------ reading
 
     def read(self) -> nbformat.NotebookNode:
-        return jupytext.reads(self.path.read_text(encoding="utf-8"), fmt="md:myst")
+        try:
+            return jupytext.reads(self.path.read_text(encoding="utf-8"), fmt="md:myst")
+        except MystMetadataParsingError as error:
+            raise self.error(str(error)) from error
 
     def scan(self) -> None:
         """Convert once for the labels alone; what is unresolved is found when it is converted for good."""
@@ -159,6 +170,9 @@ class _Page:
             alt = image.get("image", {}).get("alt")
             if alt:
                 new.metadata["alt"] = " ".join(alt.split())
+            name = image.get("figure", {}).get("name")
+            if name:
+                new.metadata["figure"] = name
             yield new
             caption = image.get("figure", {}).get("caption")
             if caption:

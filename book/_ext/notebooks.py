@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and two chapters at once on two cores
 
     try:
-        index = build_index()
+        index = build_index(only=set(arguments.names))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         made = path.with_suffix(".ipynb")
         try:
             text = dumps(execute(generate(path, index)))
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             return str(error)
         except CellExecutionError as error:
             return f"{path.name}: a cell failed\n{error}"
