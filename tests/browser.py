@@ -55,7 +55,9 @@ class Browser:
         finally:
             socket.close()
 
-    async def _ask(self, socket: WebSocketClientConnection, method: str, session: str | None = None, **params: Any) -> Any:
+    async def _ask(
+        self, socket: WebSocketClientConnection, method: str, session: str | None = None, **params: Any
+    ) -> Any:
         self.count += 1
         number = self.count
         message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})

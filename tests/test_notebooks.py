@@ -46,9 +46,9 @@ def test_there_are_chapters():
 @each_chapter
 def test_committed_inputs_are_those_of_the_source(chapter, index):
     made, there = convert(chapter, index), committed(chapter)
-    assert [(c.cell_type, c.source, c.id) for c in there.cells] == [(c.cell_type, c.source, c.id) for c in made.cells], (
-        f"{chapter.stem}.ipynb is not made from {chapter.name}: make notebooks"
-    )
+    assert [(c.cell_type, c.source, c.id) for c in there.cells] == [
+        (c.cell_type, c.source, c.id) for c in made.cells
+    ], f"{chapter.stem}.ipynb is not made from {chapter.name}: make notebooks"
 
 
 @each_chapter
@@ -96,7 +96,9 @@ def test_alt_text_of_every_image(chapter):
             if "image/png" in data:
                 assert cell.metadata.get("alt"), f"{chapter.stem}: a figure without alt text after\n{cell.source}"
             if "vegaEmbed" in data.get("text/html", ""):
-                assert re.search(r'"description": "\S', data["text/html"]), f"{chapter.stem}: a living figure without description"
+                assert re.search(r'"description": "\S', data["text/html"]), (
+                    f"{chapter.stem}: a living figure without description"
+                )
     for alt, target in re.findall(r"!\[(.*?)\]\((.*?)\)", markdown(committed(chapter))):
         assert alt, f"{chapter.stem}: {target} has no alt text"
 
@@ -187,17 +189,29 @@ def plain(tmp_path: Path, text: str) -> str:
         (":::{note}\nMind.\n:::", "> **Note**\n>\n> Mind."),
         (":::{admonition} Look\n:class: tip\nMind.\n:::", "> **Look**\n>\n> Mind."),
         ("::::{note}\n:::{tip}\nIn.\n:::\n::::", "> **Note**\n>\n> > **Tip**\n> >\n> > In."),
-        ("```{prf:theorem} Campbell\n:label: thm\n\n$1$\n```\n\n{prf:ref}`thm`", "> **Theorem 4.1** (Campbell).\n>\n> $1$\n\nTheorem 4.1"),
+        (
+            "```{prf:theorem} Campbell\n:label: thm\n\n$1$\n```\n\n{prf:ref}`thm`",
+            "> **Theorem 4.1** (Campbell).\n>\n> $1$\n\nTheorem 4.1",
+        ),
         (":::{prf:proof}\nEasy.\n:::", "*Proof.*\n\nEasy.\n\n∎"),
-        ("```{exercise} Try\n:label: ex\n\nDo.\n```\n\nSee {ref}`ex`.", "> **Exercise 4.1** (Try).\n>\n> Do.\n\nSee Exercise 4.1."),
+        (
+            "```{exercise} Try\n:label: ex\n\nDo.\n```\n\nSee {ref}`ex`.",
+            "> **Exercise 4.1** (Try).\n>\n> Do.\n\nSee Exercise 4.1.",
+        ),
         (
             "```{exercise}\n:label: ex\nDo.\n```\n\n```{solution} ex\n:class: dropdown\nDone.\n```",
             "> **Exercise 4.1**.\n>\n> Do.\n\n"
             "<details><summary><b>Solution of exercise 4.1</b></summary>\n\nDone.\n\n</details>",
         ),
         ("```{code-block} python\nx = '{ref}`a`'\n```", "```python\nx = '{ref}`a`'\n```"),
-        ("::::{grid} 2\n:::{grid-item-card} Go\n:link: 03_other\n:link-type: doc\nThere.\n:::\n::::", "> **[Go](03_other.ipynb)**\n>\n> There."),
-        ("```{table} Numbers\n:name: tab\n\n| a |\n|---|\n| 1 |\n```\n\n{numref}`tab`", "**Table 4.1.** Numbers\n\n| a |\n|---|\n| 1 |\n\nTable 4.1"),
+        (
+            "::::{grid} 2\n:::{grid-item-card} Go\n:link: 03_other\n:link-type: doc\nThere.\n:::\n::::",
+            "> **[Go](03_other.ipynb)**\n>\n> There.",
+        ),
+        (
+            "```{table} Numbers\n:name: tab\n\n| a |\n|---|\n| 1 |\n```\n\n{numref}`tab`",
+            "**Table 4.1.** Numbers\n\n| a |\n|---|\n| 1 |\n\nTable 4.1",
+        ),
         ("- a\n- b {math}`x`", "- a\n- b $x$"),
     ],
 )  # fmt: skip

@@ -38,7 +38,14 @@ def loaded(tag) -> list[str]:
     """The addresses that a browser fetches by itself for this tag (a plain link to click on is not one)."""
     found = [tag.get(a) for a in ("src", "poster", "data") if tag.get(a)]
     found += [part.split()[0] for part in (tag.get("srcset") or "").split(",") if part.strip()]
-    if tag.name == "link" and set(tag.get("rel", [])) & {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect"}:
+    if tag.name == "link" and set(tag.get("rel", [])) & {
+        "stylesheet",
+        "icon",
+        "preload",
+        "modulepreload",
+        "prefetch",
+        "preconnect",
+    }:
         found.append(tag.get("href", ""))
     found += re.findall(r"url\(\s*['\"]?([^'\")]+)", tag.get("style", ""))
     return [f for f in found if not f.startswith("data:")]
@@ -59,7 +66,9 @@ def test_nothing_is_loaded_from_elsewhere(site):
         assert not outside, f"{sheet.relative_to(site)} loads {outside}"
     for page in pages(site):
         for script in soup(page).find_all("script", src=None):
-            assert not re.search(r"(?:import\(|importScripts\(|\.src\s*=)\s*['\"](?:https?:)?//", script.text), page.name
+            assert not re.search(r"(?:import\(|importScripts\(|\.src\s*=)\s*['\"](?:https?:)?//", script.text), (
+                page.name
+            )
 
 
 def test_every_local_link_leads_somewhere(site):
@@ -109,10 +118,10 @@ def test_no_markup_leaks(site):
         article = soup(page).find("article")
         if article is None or page.stem in {"search", "genindex", "py-modindex"}:
             continue
-        for hidden in article.select("pre, code, script, .math"):
-            hidden = hidden  # code may speak of markup
         text = " ".join(
-            s for s in article.find_all(string=True) if not s.find_parent(["pre", "code", "script"]) and not s.find_parent(class_="math")
+            s
+            for s in article.find_all(string=True)
+            if not s.find_parent(["pre", "code", "script"]) and not s.find_parent(class_="math")
         )
         leaks = re.findall(r"\{[a-z][\w:]*\}`|:{3,}\s*\{|\(\w[\w-]*\)=", text)
         assert not leaks, f"{page.name}: {leaks}"
@@ -125,7 +134,9 @@ def test_buttons_of_a_chapter(site, chapter):
     assert notebook is not None
     made = json.loads((site / "notebooks" / f"{chapter}.ipynb").read_text(encoding="utf-8"))
     address = repository.address()
-    assert f'REPOSITORY = "{address or ""}"' in "".join(next(c for c in made["cells"] if c["cell_type"] == "code")["source"])
+    assert f'REPOSITORY = "{address or ""}"' in "".join(
+        next(c for c in made["cells"] if c["cell_type"] == "code")["source"]
+    )
     colab = [a["href"] for a in page.find_all("a", href=True) if "colab.research" in a["href"]]
     wanted = repository.colab_url(address, chapter)
     assert set(colab) == ({wanted} if wanted else set())
@@ -199,9 +210,13 @@ def build(folder: Path, text: str, *, address: str = "") -> subprocess.Completed
     (folder / "index.md").write_text("# Small\n\n```{toctree}\n05_page\n```\n")
     (folder / "05_page.md").write_text(text)
     (folder / "dot.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>')
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sphinx.cmd.build import main; raise SystemExit(main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+        "from sphinx.cmd.build import main; raise SystemExit(main(sys.argv[1:]))"
+    )
+    flags = ["-q", "-W", "--keep-going", "-b", "html"]
     return subprocess.run(
-        [sys.executable, "-c", code, str(ROOT / "book" / "_ext"), "-q", "-W", "--keep-going", "-b", "html", str(folder), str(folder / "out")],
+        [sys.executable, "-c", code, str(ROOT / "book" / "_ext"), *flags, str(folder), str(folder / "out")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 

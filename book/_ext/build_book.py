@@ -26,7 +26,9 @@ def main() -> int:
     started = time.monotonic()
     state = {
         "package": notebooks.package_digest(),
-        "machinery": notebooks.digest(BOOK / "_ext", BOOK / "references.bib", ROOT / "_config.yml", ROOT / "requirements.txt"),
+        "machinery": notebooks.digest(
+            BOOK / "_ext", BOOK / "references.bib", ROOT / "_config.yml", ROOT / "requirements.txt"
+        ),
         "address": repository.address(),
     }
     before = json.loads(STATE.read_text()) if STATE.exists() else {}
@@ -48,7 +50,9 @@ def main() -> int:
     ) as process:
         assert process.stdout
         for line in process.stdout:
-            if "running over TCP without encryption" not in line:  # every kernel says so; it listens to this machine alone
+            if (
+                "running over TCP without encryption" not in line
+            ):  # every kernel says so; it listens to this machine alone
                 print(line, end="", flush=True)
     code = process.returncode
     if code:

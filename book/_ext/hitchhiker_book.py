@@ -131,7 +131,15 @@ def buttons(pagename: str, address: str | None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     colab = repository.colab_url(address, pagename)
     if colab:
-        found.append({"text": "Colab", "tooltip": "Open in Colab", "icon": "fas fa-rocket", "url": colab, "label": "colab-button"})
+        found.append(
+            {
+                "text": "Colab",
+                "tooltip": "Open in Colab",
+                "icon": "fas fa-rocket",
+                "url": colab,
+                "label": "colab-button",
+            }
+        )
     found.append(
         {
             "text": "Notebook", "tooltip": "Download the notebook", "icon": "fas fa-download",
@@ -154,7 +162,8 @@ def copy_scripts(app: Sphinx, exception: Exception | None) -> None:
         return
     static = Path(app.outdir) / "_static"
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
-    assert spec and spec.origin
+    assert spec is not None
+    assert spec.origin is not None
     if not (static / "mathjax").exists():
         copy_asset(str(Path(spec.origin).parent / "static" / "mathjax"), str(static / "mathjax"))
     if not (static / VEGA).exists():

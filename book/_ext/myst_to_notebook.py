@@ -371,7 +371,13 @@ class _Page:
             self.folded = d.name == "solution-start"
             if self.folded:  # code cells follow, which no <details> can hold
                 return [f"**Solution of exercise {number}.**", "", *self.blocks(d.body)]
-            return [f"<details><summary><b>Solution of exercise {number}</b></summary>", "", *self.blocks(d.body), "", "</details>"]
+            return [
+                f"<details><summary><b>Solution of exercise {number}</b></summary>",
+                "",
+                *self.blocks(d.body),
+                "",
+                "</details>",
+            ]
         if d.name in {"exercise-end", "solution-end"}:
             self.folded = False
             return []
@@ -461,7 +467,9 @@ class _Page:
             return re.sub(r"\s*\(.*\)$", "", content)
         if name in {"term", "guilabel", "menuselection"}:
             return f"*{text or target}*"
-        if name in {"code", "literal", "file", "command", "program", "samp"} or re.match(r"(py:)?(func|class|mod|meth|attr|data|obj|exc)$", name):
+        if name in {"code", "literal", "file", "command", "program", "samp"} or re.match(
+            r"(py:)?(func|class|mod|meth|attr|data|obj|exc)$", name
+        ):
             return f"`{(text or target).lstrip('~!')}`"
         raise self.error(f"the role {{{name}}} has no plain form yet: add it to myst_to_notebook.py", line)
 
@@ -488,9 +496,7 @@ class _Page:
         kind = found.kind.capitalize()
         if text:
             shown = text.replace("%s", found.number).replace("{number}", found.number).replace("{name}", found.title)
-        elif found.number and role != "ref":
-            shown = f"{kind} {found.number}"
-        elif found.number and found.kind in {"exercise", *PROOFS}:
+        elif (found.number and role != "ref") or (found.number and found.kind in {"exercise", *PROOFS}):
             shown = f"{kind} {found.number}"
         else:
             shown = found.title or f"{kind} {found.number}"

@@ -34,7 +34,9 @@ def digest(*paths: Path) -> str:
     """sha256 over names and contents of files and folders of Python, style and bibliography."""
     total = hashlib.sha256()
     for path in paths:
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in {".py", ".mplstyle", ".bib"})
+        files = (
+            [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in {".py", ".mplstyle", ".bib"})
+        )
         for file in files:
             total.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return total.hexdigest()
@@ -127,7 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     paths = chapters()
     unknown = set(arguments.names) - {p.stem for p in paths}
     if unknown:
-        print(f"no such chapter: {', '.join(sorted(unknown))}; there are {', '.join(p.stem for p in paths)}", file=sys.stderr)
+        print(
+            f"no such chapter: {', '.join(sorted(unknown))}; there are {', '.join(p.stem for p in paths)}",
+            file=sys.stderr,
+        )
         return 2
     os.environ.setdefault("PYTHONHASHSEED", "0")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and two chapters at once on two cores

@@ -55,7 +55,10 @@ def address(root: Path = ROOT) -> str | None:
         return found
     try:
         remote = subprocess.run(
-            ["git", "-C", str(root), "config", "--get", "remote.origin.url"], capture_output=True, text=True, check=False
+            ["git", "-C", str(root), "config", "--get", "remote.origin.url"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except OSError:  # no git: the book still builds
         return None

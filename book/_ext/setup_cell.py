@@ -12,7 +12,7 @@ from pathlib import Path
 
 MARKER = 'REPOSITORY = ""'
 
-TEMPLATE = f'''\
+TEMPLATE = f"""\
 # Needed once in Colab: get the package from the repository that this copy came from.
 {MARKER}
 try:
@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import torch
 
 hh.plotting.use_style()
-_ = torch.manual_seed(0)'''
+_ = torch.manual_seed(0)"""
 
 METADATA = {"tags": ["setup", "hide-input"]}
 
@@ -45,7 +45,9 @@ def source(repository: str | None = None) -> str:
 def check(cell_source: str, chapter: str) -> None:
     """Raise ``ValueError`` unless the chapter's set-up cell is the template."""
     if cell_source.strip() != TEMPLATE:
-        raise ValueError(f"{chapter}: the set-up cell must be the template that `python book/_ext/setup_cell.py` prints")
+        raise ValueError(
+            f"{chapter}: the set-up cell must be the template that `python book/_ext/setup_cell.py` prints"
+        )
 
 
 def rewrite(book: Path) -> list[str]:
