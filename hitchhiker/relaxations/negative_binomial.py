@@ -108,7 +108,8 @@ class EATNegativeBinomial(RelaxedNegativeBinomial):
 
     Raises ``ValueError`` for r <= 0, μ outside (0, 1), a negative temperature, NaN, or shapes that do not broadcast.
 
-    First derivatives only. Under ``torch.func.vmap`` use ``randomness="different"``. With r far below 1 most rates are 0 to float precision, and so are counts and derivatives.
+    First derivatives only. Under ``torch.func.vmap`` use ``randomness="different"``. With r far below 1 most
+    rates are 0 to float precision, and so are counts and derivatives.
 
     >>> _ = torch.manual_seed(0)
     >>> q = EATNegativeBinomial(total_count=3.0, probs=0.4, temperature=0.5)
