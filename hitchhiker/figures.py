@@ -102,6 +102,69 @@ def arrival_clock(
     )
 
 
+# --- Figures 5, 6, 7 on paper
+# ----------------------------------------------------------------------------------------------------
+
+
+def figure_5(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
+    """Figure 5: waits, arrival times and the window's end, of one draw; ``rows`` have ``arrival``, ``wait`` and ``time``."""
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(6.4, 2.4))
+    start = 0.0
+    for row in rows:
+        inside = row["time"] < 1
+        color = "#c8342b" if inside else "#808080"
+        ax.plot([start, row["time"]], [row["arrival"]] * 2, color=color, linestyle="-" if inside else (0, (3, 2)))
+        ax.plot(row["time"], row["arrival"], marker="o" if inside else "x", color=color)
+        ax.annotate(f"$t_{row['arrival']}$", (row["time"], row["arrival"]), xytext=(6, -3), textcoords="offset points")
+        start = row["time"]
+    ax.axvline(1, color="#111111", linewidth=1, linestyle=(0, (4, 4)))
+    ax.set(xlim=(0, max(1.1, start * 1.08)), ylim=(len(rows) + 0.6, 0.4), xlabel="time, in windows", ylabel="arrival m")
+    ax.set_yticks([row["arrival"] for row in rows])
+    ax.set_title(title or f"{sum(row['time'] < 1 for row in rows)} arrivals before the window closes")
+    return figure
+
+
+def figure_6(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
+    """Figure 6: soft indicators against u; ``rows`` have ``u``, ``sigmoid`` and ``cubic``."""
+    import matplotlib.pyplot as plt
+
+    from hitchhiker.plotting import label_lines
+
+    figure, ax = plt.subplots(figsize=(6.4, 3.0))
+    u = [row["u"] for row in rows]
+    ax.plot(u, [float(x > 0) for x in u], color="#111111", linewidth=1, linestyle=(0, (4, 4)), label="hard")
+    for kind in ("sigmoid", "cubic"):
+        ax.plot(u, [row[kind] for row in rows], **method(kind).curve)
+    for edge in (-1, 1):
+        ax.axvline(edge, color="#808080", linewidth=0.8, linestyle=":")
+    ax.set(xlabel="u = (1 - t)/τ", ylabel="weight of an arrival")
+    ax.set_title(title or "The cubic is exactly 0 below -1 and exactly 1 above 1")
+    label_lines(ax)
+    return figure
+
+
+def figure_7(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
+    """Figure 7: mean, variance and Fano factors against τ; ``rows`` have ``method``, ``temperature`` and the three."""
+    import matplotlib.pyplot as plt
+
+    from hitchhiker.plotting import label_lines
+
+    figure, axes = plt.subplots(1, 3, figsize=(8.2, 2.9), sharex=True)
+    for ax, name, says in zip(axes, ("mean", "variance", "fano"), ("mean c", "variance v", "Fano v/c"), strict=True):
+        ax.axvspan(0.02, 0.5, color="#eeeeee", zorder=0)
+        ax.axhline(1, color="#111111", linewidth=0.8, linestyle=(0, (4, 4)))
+        for kind in ("eat-sigmoid", "eat-cubic"):
+            part = [row for row in rows if row["method"] == kind]
+            ax.plot([row["temperature"] for row in part], [row[name] for row in part], **method(kind).curve)
+        ax.set(xlabel="temperature τ", title=says)
+    label_lines(axes[-1])
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    return figure
+
+
 # --- Figures 1, 2, 9, 10: distributional fidelity, from the rows of hitchhiker.reproduce.fidelity_rows
 # ----------------------------------------------------------------------------------------------------
 
@@ -174,6 +237,7 @@ def _moment_panels(rows: Sequence[dict[str, Any]], theory: bool, columns: int, t
                 ax.set_title(f"λ = {rate:g}")
             else:
                 ax.set_xlabel("temperature τ")
+                ax.tick_params(labelbottom=True)
             if i % columns == 0:
                 ax.set_ylabel(f"{quantity} / λ")
     _key(figure, axes[0, 0])
@@ -215,7 +279,7 @@ def _exact_moments(kind: str, rate: float, num: int | None, quantity: str, low: 
 
     from hitchhiker import moments
 
-    grid = np.geomspace(low, high, 25)
+    grid = np.geomspace(low, high, 12)
     if num is None:
         return grid, (moments.mean_factor if quantity == "mean" else moments.variance_factor)(kind, grid)
     truncated = moments.truncated_mean_factor if quantity == "mean" else moments.truncated_variance_factor
@@ -241,6 +305,7 @@ def _distance_panels(rows: Sequence[dict[str, Any]], quantities: Sequence[str], 
                 ax.set_title(f"λ = {rate:g}")
             if j == len(quantities) - 1:
                 ax.set_xlabel("temperature τ")
+                ax.tick_params(labelbottom=True)
             if i % columns == 0:
                 ax.set_ylabel(f"{quantity.upper()}, counts")
     _key(figure, axes[0, 0])
@@ -250,6 +315,8 @@ def _distance_panels(rows: Sequence[dict[str, Any]], quantities: Sequence[str], 
 
 
 def _distance_panel(ax: Any, rows: Sequence[dict[str, Any]], quantity: str) -> None:
+    from matplotlib import ticker
+
     for row in rows:
         if row["method"] == "exact":
             ax.axhline(row[quantity], color="#808080", linewidth=0.9, linestyle=(0, (4, 4)))
@@ -265,17 +332,20 @@ def _distance_panel(ax: Any, rows: Sequence[dict[str, Any]], quantity: str) -> N
                     color=look.color, marker=look.marker, markerfacecolor=face, linewidth=1.2, linestyle=dash,
                     label=look.label if sampler == "paper" else None,
                 )  # fmt: skip
-    ax.set_yscale("log")
     _temperature_axis(ax)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    ax.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _key(figure: Any, ax: Any) -> None:
-    """One legend above the panels: the methods, and filled against hollow."""
+    """One legend below the panels: the methods, and filled against hollow."""
     handles, labels = ax.get_legend_handles_labels()
     filled = ax.plot([], [], color="#555555", marker="o", linestyle="-")[0]
     hollow = ax.plot([], [], color="#555555", marker="o", linestyle=(0, (2, 2)), markerfacecolor="white")[0]
     figure.legend(
-        [*handles, filled, hollow], [*labels, "M of Eq. 79", "M large enough"], loc="outside upper center", ncols=5,
+        [*handles, filled, hollow], [*labels, "M of Eq. 79", "M large enough"], loc="outside lower center", ncols=5,
         fontsize="small",
     )  # fmt: skip
 
@@ -384,8 +454,8 @@ def _gradient_panel(ax: Any, rows: Sequence[dict[str, Any]], name: str) -> None:
                 if bound > 0 and column == "bias_energy":
                     ax.plot(x[j], bound, color=look.color, marker=7, linestyle="none")
     if name not in ("CosMean", "CosSample"):
-        ax.set_yscale("log")
-    _temperature_axis(ax)
+        _temperature_axis(ax)
+    ax.set_yscale("log")
 
 
 def _is_lost(row: dict[str, Any], column: str, value: float) -> bool:

@@ -27,7 +27,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from hitchhiker import _files, indicators, truncation
+from hitchhiker import _files, indicators, moments, truncation
 from hitchhiker.relaxations.arrival_time import EATPoisson
 from hitchhiker.relaxations.gumbel_softmax import GSMPoisson
 
@@ -256,6 +256,51 @@ for _name, _about, _rates, _same in (
             _name, _about, _by_rate, _fidelity, _drawn(_name.replace("-", "_")),
             quick=_QUICK | {"rates": _rates}, full=_FULL | {"rates": _rates}, numbers_of=_same,
         )  # fmt: skip
+    )
+
+
+def _whole(settings: dict) -> list[dict]:
+    return [{}]
+
+
+def _one_draw(cell: dict, settings: dict, seed: int) -> Rows:
+    """Waits and arrival times of one window: the first draw that has the paper's number of arrivals."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        waits = torch.empty(settings["arrivals"] + 1).exponential_(settings["rate"], generator=generator)
+        times = waits.cumsum(0)
+        if times[-2] < 1 <= times[-1]:
+            return [
+                {"arrival": m, "wait": round(w, 4), "time": round(t, 4)}
+                for m, (w, t) in enumerate(zip(waits.tolist(), times.tolist(), strict=True), start=1)
+            ]
+
+
+def _indicator_table(cell: dict, settings: dict, seed: int) -> Rows:
+    u = torch.linspace(-settings["reach"], settings["reach"], settings["points"], dtype=torch.float64)
+    curves = {kind: indicators.get(kind)(u) for kind in ("sigmoid", "cubic")}
+    return [
+        {"u": round(float(x), 6)} | {k: float(f"{float(f[i]):.6g}") for k, f in curves.items()} for i, x in enumerate(u)
+    ]
+
+
+def _factor_table(cell: dict, settings: dict, seed: int) -> Rows:
+    rows: Rows = []
+    for kind in ("sigmoid", "cubic"):
+        for tau in np.linspace(settings["coldest"], settings["hottest"], settings["points"]).tolist():
+            c, v = moments.mean_factor(kind, tau), moments.variance_factor(kind, tau)
+            factors = {"mean": c, "variance": v, "fano": v / c}
+            rows.append({"method": f"eat-{kind}", "temperature": round(tau, 6)} | {k: round(x, 8) for k, x in factors.items()})
+    return rows
+
+
+for _name, _about, _measure, _settings in (
+    ("figure-5", "one draw of the arrival clock", _one_draw, {"rate": 3.0, "arrivals": 3}),
+    ("figure-6", "soft indicators", _indicator_table, {"reach": 4.0, "points": 161}),
+    ("figure-7", "mean, variance and Fano factors", _factor_table, {"coldest": 0.01, "hottest": 2.0, "points": 120}),
+):
+    add_recipe(
+        Recipe(_name, _about, _whole, _measure, _drawn(_name.replace("-", "_")), quick=_settings, full=_settings)
     )
 
 

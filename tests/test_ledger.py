@@ -119,7 +119,6 @@ def test_good_rows_have_no_problems(small):
         ({"verdict": "open"}, "is open and has evidence"),
         ({"where": "somewhere"}, "where names no part of the paper"),
         ({"printed": None}, "printed missing"),
-        ({"claim": "P(z | x)"}, "no |"),
         ({"colour": "red"}, "unknown key colour"),
         ({"id": "Two Words"}, "lower-case words"),
     ],
@@ -170,6 +169,7 @@ def test_tables_hold_every_row_and_link_to_its_chapter(small):
     assert "| ✓ reproduced | 1 |" in text
     assert '<a class="reference internal" href="09_page.html#check-mean">A page</a>' in text
     assert '<span id="claim-a-claim"></span>so (Fig. 1)' in text
+    assert r"$p(x\|z)$" in ledger.claims_page([CLAIM | {"claim": "$p(x|z)$"}], small / "book")
     plain = ledger.errata_page([ERRATUM], small / "book", html=False)
     assert "1. Eq. 24 (a slip) | a | b | [A page](09_page.md), cell `check-mean` |" in plain
 
