@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit
@@ -24,10 +24,10 @@ _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 _UNIT = 2.0**-53
 
-_options = {"cache": True, "nogil": True, "error_model": "numpy"}
-_inline = {**_options, "inline": "always"}
+_options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+_inline: dict[str, Any] = {**_options, "inline": "always"}
 # sums may be reordered (that is what lets them use vector registers); NaN and inf keep their meaning
-_fast = {**_options, "fastmath": {"reassoc", "contract", "nsz"}}
+_fast: dict[str, Any] = {**_options, "fastmath": {"reassoc", "contract", "nsz"}}
 
 
 @njit(**_inline)
@@ -338,8 +338,8 @@ def _run(kernel, parameter: Tensor, temperature: Tensor, *arguments) -> tuple[Te
     count = torch.empty(parameter.shape, dtype=parameter.dtype)
     slope = torch.empty(parameter.shape, dtype=parameter.dtype)
     flat = parameter.detach().contiguous().view(-1).numpy()
-    tau = temperature if temperature.numel() == 1 else temperature.expand(parameter.shape)
-    tau = tau.to(torch.float64).contiguous().view(-1).numpy()
+    wide = temperature if temperature.numel() == 1 else temperature.expand(parameter.shape)
+    tau = wide.to(torch.float64).contiguous().view(-1).numpy()
     blocks = range(0, flat.size, BLOCK)
     seeds = torch.randint(2**62, (len(blocks),)).numpy()
     out = count.view(-1).numpy(), slope.view(-1).numpy()
@@ -372,6 +372,3 @@ def gumbel_softmax(
     """(count, dz/dparameter) of GSM."""
     log_factorial = torch.lgamma(torch.arange(1, num_categories + 1, dtype=torch.float64)).numpy()
     return _run(_gumbel_softmax, parameter, temperature, num_categories, log_factorial, is_log, hard)
-
-
-__all__ = ["CODES", "arrival_time", "gumbel_softmax", "numba"]
