@@ -541,3 +541,57 @@ def monte_carlo_floor(rows: Sequence[dict[str, Any]], start: float = 2.0) -> Any
         .configure_axis(labelFontSize=11, titleFontSize=12, titleFontWeight="normal", gridColor="#e4e4e4")
         .configure_view(stroke=None)
     )
+
+
+# --- Figure 8: temperatures, from the rows of hitchhiker.temperature_figures.temperature_rows
+# -------------------------------------------------------------------------------------------------------
+
+_FUNCTION_LOOKS = {  # name: label, colour, marker, dash
+    "z": ("z", "#111111", "o", "-"),
+    "sqrt": ("√z", "#1f6fb4", "s", (0, (5, 1.5))),
+    "square": ("z²", "#c8342b", "^", "-"),
+    "power": ("z^1.5 - 2z", "#2f8f4e", "v", (0, (3, 1.2, 1, 1.2))),
+    "cosine": ("cos²(z)", "#56a0d3", "D", (0, (1, 1))),
+    "sigmoid": ("sigmoid(z)", "#b58900", "P", (0, (4, 1, 1, 1, 1, 1))),
+    "ratio-mixed": ("z²/λ against Eq. 82", "#d46fa8", "X", (0, (6, 2))),
+    "ratio": ("z²/λ against its own gradient", "#7b3fa0", "*", (0, (2, 1))),
+}
+
+
+def figure_8(rows: Sequence[dict[str, Any]], num_samples: Sequence[int] = (1, 500), title: str | None = None) -> Any:
+    """Figure 8: the temperature of least mean absolute error against λ, a column a method, a line a number of samples.
+
+    Parameters
+    ----------
+    rows : of :func:`hitchhiker.temperature_figures.temperature_rows`.
+    num_samples : how many gradients are averaged.
+    title : the finding.
+
+    Returns a matplotlib figure; the band is where the paper finds all best temperatures, 0.1 … 1.
+    """
+    import matplotlib.pyplot as plt
+
+    from hitchhiker.temperature_figures import best_temperature
+
+    rates = _rates_of(rows)
+    size = (8.6, 1.2 + 2.4 * len(num_samples))
+    figure, axes = plt.subplots(len(num_samples), 3, figsize=size, squeeze=False, sharex=True, sharey=True)
+    for line, n in enumerate(num_samples):
+        for ax, kind in zip(axes[line], _FIDELITY_METHODS, strict=True):
+            ax.axhspan(0.1, 1, color="#eeeeee", zorder=0)
+            for name, (label, color, marker, dash) in _FUNCTION_LOOKS.items():
+                part = sorted((r for r in rows if (r["function"], r["method"]) == (name, kind)), key=lambda r: r["rate"])
+                if part:
+                    best = [best_temperature(row, n)[0] for row in part]
+                    ax.plot(rates, best, color=color, marker=marker, linestyle=dash, linewidth=1.2, markersize=4.5, label=label)
+            ax.set(xscale="log", yscale="log")
+            if line == 0:
+                ax.set_title(method(kind).label, fontsize=10.5, fontweight="normal")
+            if line == len(num_samples) - 1:
+                ax.set_xlabel("rate λ")
+        axes[line, 0].set_ylabel(f"best τ, mean of {n}" if n > 1 else "best τ, one sample")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    return figure
