@@ -174,7 +174,9 @@ def _quantiles(rate: float, n: int) -> tuple[np.ndarray, tuple[np.ndarray, np.nd
     grid = np.arange(n + 1) / n
     low = np.searchsorted(below, grid[:-1], side="right")
     high = np.searchsorted(below, grid[1:], side="left")
-    index, level, weight = [], [], []
+    index: list[int] = []
+    level: list[int] = []
+    weight: list[float] = []
     for i in np.flatnonzero(high > low):
         edges = np.concatenate([[grid[i]], below[low[i] : high[i]], [grid[i + 1]]])
         inside = np.diff(edges)
@@ -253,9 +255,15 @@ for _name, _about, _rates, _same in (
 ):
     add_recipe(
         Recipe(
-            _name, _about, _by_rate, _fidelity, _drawn(_name.replace("-", "_")),
-            quick=_QUICK | {"rates": _rates}, full=_FULL | {"rates": _rates}, numbers_of=_same,
-        )  # fmt: skip
+            _name,
+            _about,
+            _by_rate,
+            _fidelity,
+            _drawn(_name.replace("-", "_")),
+            quick=_QUICK | {"rates": _rates},
+            full=_FULL | {"rates": _rates},
+            numbers_of=_same,
+        )
     )
 
 
@@ -290,7 +298,9 @@ def _factor_table(cell: dict, settings: dict, seed: int) -> Rows:
         for tau in np.linspace(settings["coldest"], settings["hottest"], settings["points"]).tolist():
             c, v = moments.mean_factor(kind, tau), moments.variance_factor(kind, tau)
             factors = {"mean": c, "variance": v, "fano": v / c}
-            rows.append({"method": f"eat-{kind}", "temperature": round(tau, 6)} | {k: round(x, 8) for k, x in factors.items()})
+            rows.append(
+                {"method": f"eat-{kind}", "temperature": round(tau, 6)} | {k: round(x, 8) for k, x in factors.items()}
+            )
     return rows
 
 
@@ -309,7 +319,11 @@ for _name, _about, _measure, _settings in (
 
 
 def run(
-    name: str, full: bool = False, seed: int = 0, folder: str | Path | None = None, say: Callable[[str], None] | None = None
+    name: str,
+    full: bool = False,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Result:
     """Measure a figure again; with ``folder``, store it there as ``name.json`` and go on where a killed run stopped.
 
@@ -408,7 +422,9 @@ def stored(name: str) -> Result:
     for path in installed:
         if path.parts[-3:] == ("results", "figures", file):
             return json.loads(Path(str(path.locate())).read_text(encoding="utf-8"))
-    raise FileNotFoundError(f"no stored result {file}: make it with `hitchhiker reproduce {name} --full --output FOLDER`")
+    raise FileNotFoundError(
+        f"no stored result {file}: make it with `hitchhiker reproduce {name} --full --output FOLDER`"
+    )
 
 
 def select(rows: Rows, **wanted: Any) -> Rows:
@@ -469,7 +485,7 @@ def register(app: Any) -> None:
         figure: str = typer.Argument(..., callback=known, help="one of " + ", ".join(RECIPES)),
         full: bool = typer.Option(False, "--full", help="the paper's size: minutes to an hour"),
         seed: int = typer.Option(0, min=0, help="of all random numbers"),
-        output: Path = typer.Option(Path("runs/figures"), file_okay=False, help="where the numbers and the picture go"),
+        output: Path = typer.Option("runs/figures", file_okay=False, help="where the numbers and the picture go"),
     ) -> None:
         """Make a figure of the paper again: FIGURE.json with its numbers, FIGURE.png."""
         result = run(figure, full, seed, output, say=lambda line: print(line, file=sys.stderr, flush=True))

@@ -46,7 +46,10 @@ def test_algorithm_1_in_blocks_is_algorithm_1():
 def exact(row):
     kind, tau = row["method"].removeprefix("eat-"), row["temperature"]
     if row["sampler"] == "paper":
-        return tuple(f(kind, tau, row["rate"], row["num"]) for f in (moments.truncated_mean_factor, moments.truncated_variance_factor))
+        return tuple(
+            f(kind, tau, row["rate"], row["num"])
+            for f in (moments.truncated_mean_factor, moments.truncated_variance_factor)
+        )
     return moments.mean_factor(kind, tau), moments.variance_factor(kind, tau)
 
 
@@ -116,7 +119,13 @@ def small(monkeypatch):
         return reproduce.fidelity_rows([cell["rate"]], [0.5], 50, 2, seed)
 
     recipe = reproduce.Recipe(
-        "figure-0", "a test", lambda s: [{"rate": r} for r in s["rates"]], measure, None, {"rates": [1.0, 2.0, 5.0]}, {"rates": [1.0]}
+        "figure-0",
+        "a test",
+        lambda s: [{"rate": r} for r in s["rates"]],
+        measure,
+        None,
+        {"rates": [1.0, 2.0, 5.0]},
+        {"rates": [1.0]},
     )
     monkeypatch.setitem(reproduce.RECIPES, "figure-0", recipe)
     return state

@@ -65,7 +65,13 @@ SECTIONS = {
     "G.2": "G.2 POGLM, methods", "G.3": "G.3 How many arrivals", "G.4": "G.4 Gradient analysis, methods",
     "H.1": "H.1 The best temperature", "H.2": "H.2 Further results", "H.3": "H.3 Beyond Poisson",
 }  # fmt: skip
-FIGURES = dict(zip(range(1, 16), ["3.1", "3.2", "3.3", "3.4", "B", "D", "D", "H.1", "H.2", "H.2", "H.2", "H.2", "H.2", "H.2", "H.2"], strict=True))
+FIGURES = dict(
+    zip(
+        range(1, 16),
+        ["3.1", "3.2", "3.3", "3.4", "B", "D", "D", "H.1", "H.2", "H.2", "H.2", "H.2", "H.2", "H.2", "H.2"],
+        strict=True,
+    )
+)
 TABLES, ALGORITHMS = {1: "1", 2: "D"}, {1: "B", 2: "C", 3: "H.3"}
 LAST_EQUATION = {"2": 2, "3.1": 6, "3.3": 10, "A": 15, "B": 19, "C": 28, "D": 55, "E": 69, "F": 78, "G.3": 79, "G.4": 80,
                  "H.1": 82, "H.3": 85}  # fmt: skip
@@ -258,6 +264,7 @@ def _problem_of_hitchhiker(words: tuple[str, ...]) -> str | None:
     """Parse the words as the command line would, arguments and options included, without running them."""
     try:
         import typer
+
         from hitchhiker.cli import app
     except ImportError as error:
         return f"`hitchhiker` has no command line here ({error})"
