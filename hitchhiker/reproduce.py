@@ -177,7 +177,7 @@ def _quantiles(rate: float, n: int) -> tuple[np.ndarray, tuple[np.ndarray, np.nd
     index: list[int] = []
     level: list[int] = []
     weight: list[float] = []
-    for i in np.flatnonzero(high > low):
+    for i in np.flatnonzero(high > low).tolist():
         edges = np.concatenate([[grid[i]], below[low[i] : high[i]], [grid[i + 1]]])
         inside = np.diff(edges)
         inside[0] -= 1 / n  # the main sum has counted all of sample i at the lower count
@@ -485,7 +485,7 @@ def register(app: Any) -> None:
         figure: str = typer.Argument(..., callback=known, help="one of " + ", ".join(RECIPES)),
         full: bool = typer.Option(False, "--full", help="the paper's size: minutes to an hour"),
         seed: int = typer.Option(0, min=0, help="of all random numbers"),
-        output: Path = typer.Option("runs/figures", file_okay=False, help="where the numbers and the picture go"),
+        output: Path = typer.Option("runs/figures", file_okay=False, help="where the numbers and the picture go"),  # noqa: B008
     ) -> None:
         """Make a figure of the paper again: FIGURE.json with its numbers, FIGURE.png."""
         result = run(figure, full, seed, output, say=lambda line: print(line, file=sys.stderr, flush=True))
