@@ -1,0 +1,16 @@
+"""Models that learn through counts, and the registry of methods that they can be trained with."""
+
+from .features import noise_orientation_index, orientation_index
+from .methods import Method, get_method, known_methods
+from .pvae import Evaluation, PoissonVAE, ReconstructionError
+
+__all__ = [
+    "Evaluation",
+    "Method",
+    "PoissonVAE",
+    "ReconstructionError",
+    "get_method",
+    "known_methods",
+    "noise_orientation_index",
+    "orientation_index",
+]

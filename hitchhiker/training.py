@@ -1,0 +1,713 @@
+"""Training that can be stopped at any moment and goes on to the same numbers.
+
+:func:`fit` trains one model, or a population of models that share their data.  With ``out=DIR`` it leaves
+there
+
+    config.json             every setting, the versions, where the data came from
+    metrics.csv             one row a logged epoch (and a model)
+    checkpoint.safetensors  weights, optimizer, all random states, history: enough to go on
+    model.safetensors       the weights, when training is done
+
+A checkpoint is one file, replaced in one step, so a kill, a full disk or a power cut leaves the last one
+whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import math
+import platform
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hitchhiker._files import write_atomically, write_json
+from hitchhiker.models.methods import get_method
+from hitchhiker.models.pvae import Baselines, PoissonVAE
+
+CHECKPOINT, CONFIG, METRICS, WEIGHTS = "checkpoint.safetensors", "config.json", "metrics.csv", "model.safetensors"
+COLUMNS = (
+    "epoch", "step", "model", "neg_elbo", "sse", "kl", "grad_norm", "lr", "temperature", "beta",
+    "val_neg_elbo", "val_sse", "val_kl", "seconds",
+)  # fmt: skip
+
+
+class TrainingDiverged(ArithmeticError):
+    """A loss or gradient stopped being finite.
+
+    Attributes: ``step``, ``parameter`` (the first one with a value or gradient that is not finite),
+    ``model`` (its number in the population) and ``checkpoint`` (the last good one, or None).
+    """
+
+    def __init__(self, step: int, parameter: str, model: int, checkpoint: Path | None):
+        self.step, self.parameter, self.model, self.checkpoint = step, parameter, model, checkpoint
+        where = f"; the last good checkpoint is {checkpoint}" if checkpoint else ""
+        super().__init__(f"training diverged at step {step}: {parameter} of model {model} is not finite{where}")
+
+
+class CheckpointError(OSError):
+    """A file of the run could not be written; the message names the last whole checkpoint."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.  Raises ``ValueError`` naming argument, value and domain.
+
+    Attributes
+    ----------
+    method : a name of ``hitchhiker.models.known_methods()``.
+    temperature : τ >= 0, dimensionless; a population takes one number or one a model.
+    anneal : let τ fall linearly from 1 to ``temperature`` over the first half of the steps.
+    epochs : passes over the training data; each drops the last incomplete batch.
+    batch_size : items a step (the whole data set if it has fewer).
+    num_samples : counts drawn per item and step.
+    lr, lr_min : learning rate of Adamax, and where its cosine schedule ends.
+    warmup_epochs : linear rise of the learning rate at the start (default: 5, but at most a twentieth of
+        all).
+    clip : largest norm of the gradient of each model.
+    beta : weight of the KL term at the end of its schedule.
+    anneal_kl : let it rise linearly from 1e-4 over the first half of the steps, as in the authors' code.
+    seed : of the order of the data and of the counts drawn.
+    evaluate_every : epochs between two logged rows (default: about 50 rows in all).
+    """
+
+    method: str = "eat-cubic"
+    temperature: float | tuple[float, ...] = 0.1
+    anneal: bool = False
+    epochs: int = 20
+    batch_size: int = 100
+    num_samples: int = 1
+    lr: float = 0.005
+    lr_min: float = 1e-5
+    warmup_epochs: float | None = None
+    clip: float = 500.0
+    beta: float = 1.0
+    anneal_kl: bool = False
+    seed: int = 0
+    evaluate_every: int | None = None
+
+    def __post_init__(self):
+        method = get_method(self.method)
+        temperatures = self.temperature
+        if isinstance(temperatures, (list, tuple)):
+            object.__setattr__(self, "temperature", tuple(float(t) for t in temperatures))
+        else:
+            temperatures = (temperatures,)
+        for t in temperatures:
+            if not 0 <= t < math.inf:
+                raise ValueError(f"temperature must be >= 0, got {t}")
+            if method.uses_temperature and t == 0:
+                raise ValueError(
+                    f"temperature must be > 0 for method {self.method!r} (at 0 no gradient passes), got {t}"
+                )
+            if method.max_temperature is not None and t > method.max_temperature:
+                raise ValueError(f"temperature must be <= {method.max_temperature} for method {self.method!r}, got {t}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("num_samples", 1), ("evaluate_every", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
+        for name in ("lr_min", "beta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}")
+        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"warmup_epochs must be in [0, epochs), got {self.warmup_epochs}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate, temperature and KL weight as functions of the step alone: nothing to save, nothing to
+    lose."""
+
+    settings: Settings
+    total: int
+    warmup: int
+
+    def lr(self, step: int) -> float:
+        """Linear warm-up, then a cosine from ``lr`` to ``lr_min``."""
+        s = self.settings
+        if step < self.warmup:
+            return s.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.total - self.warmup)
+        return s.lr_min + (s.lr - s.lr_min) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def temperature(self, step: int) -> tuple[float, ...]:
+        """τ of each model (one entry when all share it)."""
+        final = self.settings.temperature
+        finals = final if isinstance(final, tuple) else (final,)
+        if not self.settings.anneal:
+            return finals
+        return tuple(t + (1.0 - t) * max(0.0, 1 - 2 * step / self.total) for t in finals)
+
+    def beta(self, step: int) -> float:
+        """Weight of the KL term."""
+        s = self.settings
+        if not s.anneal_kl:
+            return s.beta
+        return min(s.beta, 1e-4 + (s.beta - 1e-4) * 2 * step / self.total)
+
+
+@dataclass
+class Fit:
+    """What training leaves: the history, the settings, and how far it came."""
+
+    history: list[dict[str, Any]]
+    settings: Settings
+    steps: int
+    out: Path | None = None
+
+    def column(self, name: str, model: int = 0) -> list[float]:
+        """One column of the history for one model, over the logged epochs."""
+        if name not in COLUMNS:
+            raise ValueError(f"name must be one of {COLUMNS}, got {name!r}")
+        return [row[name] for row in self.history if row["model"] == model]
+
+
+@dataclass
+class _State:
+    """Everything that changes while training, besides the model."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    sums: Tensor | None = None  # -ELBO, SSE, KL and gradient norm, summed over the steps of the current epoch
+
+
+def fit(
+    model: PoissonVAE,
+    train: Float[Tensor, "items pixels"],
+    validation: Float[Tensor, "held pixels"] | None = None,
+    *,
+    out: str | PathLike[str] | None = None,
+    resume: bool = False,
+    settings: Settings | None = None,
+    provenance: dict[str, Any] | None = None,
+    progress: bool | None = None,
+    checkpoint_seconds: float = 30.0,
+    **options: Any,
+) -> Fit:
+    """Train a model (or a population) by Adamax on -ELBO.
+
+    Parameters
+    ----------
+    model : changed in place.  A population trains as one: same batches for all, gradients clipped model by
+        model.
+    train, validation : (N, D) float tensors; moved to the model's device.  Validation is at τ = 0: in
+        closed form for a linear decoder, else from 8 counts a patch.
+    out : folder for configuration, metrics, checkpoints and weights; None keeps nothing.
+    resume : go on from the checkpoint in ``out`` (from the start when there is none yet).
+    settings : a :class:`Settings`; or give its fields as ``options`` (``method="exact"``, ``epochs=10``, …).
+    provenance : of the data, kept in ``config.json``.
+    progress : a progress bar with remaining time on stderr; None shows one on a terminal only.
+    checkpoint_seconds : least time between two checkpoints; 0 writes one after every step.
+
+    Returns a :class:`Fit`.  Raises ``ValueError`` for bad settings or data, a folder that is not empty or
+    holds another run, before anything is written; :class:`TrainingDiverged`; :class:`CheckpointError` (an
+    ``OSError``) when the disk is full.  Ctrl-C finishes the step, writes a checkpoint and raises
+    ``KeyboardInterrupt``.
+
+    The same seed gives the same numbers on the same device and number of threads, resumed or not.
+
+    >>> x = torch.randn(200, 16)
+    >>> run = fit(PoissonVAE(16, 4), x, x[:50], method="exact", epochs=2, batch_size=50)
+    >>> run.steps, len(run.column("val_neg_elbo"))
+    (8, 2)
+
+    Source: section G.1 (Adamax, 0.005, cosine, clip 500).
+    """
+    if settings is not None and options:
+        raise ValueError(f"settings and options must not both be given, got {sorted(options)} too")
+    settings = settings or _settings(options)
+    _check_data(model, train, validation, settings)
+    run = _Run(model, train, validation, settings, out, provenance, checkpoint_seconds)
+    if run.folder is not None:
+        _need_safetensors()
+        run.open(resume)
+    elif resume:
+        raise ValueError("resume must be False when out is None: there is nothing to resume from")
+    with _own_random_streams(settings.seed, run.device), _deferred_interrupt() as interrupted:
+        if run.folder is not None and (run.folder / CHECKPOINT).exists():
+            run.load()
+        elif run.folder is not None:
+            run.checkpoint()
+        with _progress_bar(run, progress) as advance:
+            run.train(advance, interrupted)
+    return Fit(run.state.history, settings, run.state.step, run.folder)
+
+
+class _Run:
+    """One training run: the loop, and what is kept of it."""
+
+    def __init__(
+        self,
+        model: PoissonVAE,
+        train: Tensor,
+        validation: Tensor | None,
+        settings: Settings,
+        out: str | PathLike[str] | None,
+        provenance: dict[str, Any] | None,
+        checkpoint_seconds: float,
+    ):
+        self.model, self.settings = model, settings
+        self.device = model.log_prior_rate.device
+        self.models = model.population or 1
+        self.train_data = train.to(self.device)
+        self.validation = None if validation is None else validation.to(self.device)
+        self.folder = None if out is None else Path(out)
+        self.checkpoint_seconds = checkpoint_seconds
+        self.state = _State()
+        self.batch = min(settings.batch_size, len(train))
+        self.steps_per_epoch = len(train) // self.batch
+        total = settings.epochs * self.steps_per_epoch
+        warmup = settings.warmup_epochs
+        if warmup is None:
+            warmup = min(5.0, settings.epochs / 20)
+        self.schedule = Schedule(settings, total, round(warmup * self.steps_per_epoch))
+        self.evaluate_every = settings.evaluate_every or max(1, settings.epochs // 50)
+        self.method = get_method(settings.method)
+        self.baselines = Baselines(self.models) if self.method.baseline == "moving_average" else None
+        self.optimizer = torch.optim.Adamax(model.parameters(), lr=settings.lr)
+        self.names = [name for name, _ in model.named_parameters()]
+        self.config = {
+            "model": model.settings,
+            "training": dataclasses.asdict(settings),
+            "data": provenance or {},
+            "items": {"train": len(train), "validation": 0 if validation is None else len(validation)},
+        }
+        self.saved_at = -math.inf
+        self.saved_step: int | None = None
+        self.started = time.monotonic()
+
+    # --- the loop
+    # -------------------------------------------------------------------------------------------------
+
+    def train(self, advance, interrupted) -> None:
+        before = self.state.seconds
+        self.started = time.monotonic()
+        order = self._order(self.state.step // self.steps_per_epoch)
+        while self.state.step < self.schedule.total:
+            epoch, within = divmod(self.state.step, self.steps_per_epoch)
+            if within == 0:
+                order = self._order(epoch)
+            self._step(self.train_data[order[within * self.batch : (within + 1) * self.batch]])
+            self.state.step += 1
+            self.state.seconds = before + time.monotonic() - self.started
+            if within + 1 == self.steps_per_epoch:
+                self._finish_epoch(epoch + 1)
+            last = self.state.step == self.schedule.total
+            if last or interrupted() or time.monotonic() - self.saved_at >= self.checkpoint_seconds:
+                self.checkpoint()
+            advance(self.state)
+            if interrupted() and not last:
+                raise KeyboardInterrupt(f"stopped at step {self.state.step} of {self.schedule.total}")
+        if self.folder is not None:
+            self._write(WEIGHTS, _safetensors(self._weights(), {"config": json.dumps(self.config)}))
+
+    def _order(self, epoch: int) -> Tensor:
+        # From (seed, epoch) alone, so that a resumed run sees the same batches.
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.train_data), generator=generator).to(self.device)
+
+    def _step(self, x: Tensor) -> None:
+        step = self.state.step
+        lr, beta = self.schedule.lr(step), self.schedule.beta(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        temperature = self.schedule.temperature(step)
+        tau = temperature[0] if len(temperature) == 1 else torch.tensor(temperature, device=self.device)
+        memory = self.baselines
+        self.optimizer.zero_grad(set_to_none=True)
+        sse, kl = self.model.parts(
+            x,
+            self.method,
+            tau,
+            self.settings.num_samples,
+            memory if memory is None or self.model.population else memory[0],  # type: ignore[arg-type]
+        )
+        sse, kl = sse.mean(dim=-1), kl.mean(dim=-1)
+        loss = sse + beta * kl
+        loss.sum().backward()  # models of a population have no parameter in common
+        norm = self._clip()
+        finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+        if not bool(finite.all()):
+            model = int((~finite).reshape(-1).nonzero()[0])
+            raise TrainingDiverged(step, self._culprit(), model, self._last_checkpoint())
+        self.optimizer.step()
+        row = torch.stack([(sse + kl).detach(), sse.detach(), kl.detach(), norm]).double().reshape(4, -1)
+        self.state.sums = row if self.state.sums is None else self.state.sums + row
+
+    def _clip(self) -> Tensor:
+        """Scale each model's gradient to a norm of at most ``clip``; returns the norms before."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        axes = 1 if self.model.population else 0
+        norm = sum(g.square().flatten(axes).sum(dim=-1) for g in gradients)
+        assert isinstance(norm, Tensor)
+        norm = norm.sqrt()
+        factor = (self.settings.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+        for g in gradients:
+            g.mul_(factor.view(-1, *([1] * (g.dim() - 1))) if axes else factor)
+        return norm.detach()
+
+    def _culprit(self) -> str:
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                return name
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                return f"the gradient of {name}"
+        return "the loss"
+
+    def _finish_epoch(self, epoch: int) -> None:
+        assert self.state.sums is not None
+        means = (self.state.sums / self.steps_per_epoch).tolist()
+        self.state.sums = None
+        if epoch % self.evaluate_every and epoch != self.settings.epochs:
+            return
+        held = self._validate()
+        last = self.state.step - 1
+        temperature = self.schedule.temperature(last)
+        for p in range(self.models):
+            row = {
+                "epoch": epoch, "step": self.state.step, "model": p,
+                "neg_elbo": means[0][p], "sse": means[1][p], "kl": means[2][p], "grad_norm": means[3][p],
+                "lr": self.schedule.lr(last), "temperature": temperature[p % len(temperature)],
+                "beta": self.schedule.beta(last),
+                **{name: None if held is None else held[name][p] for name in ("val_neg_elbo", "val_sse", "val_kl")},
+                "seconds": round(self.state.seconds, 3),
+            }  # fmt: skip
+            self.state.history.append(row)
+        self._append_metrics(self.state.history[-self.models :])
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, list[float]] | None:
+        if self.validation is None:
+            return None
+        if self.model.phi is None:
+            result = self.model.evaluate(self.validation, num_samples=8)
+            sse, kl = result.sse, result.kl
+        else:  # at τ = 0 the closed form of a linear decoder has no sampling noise
+            parts = [self.model.parts(x, "exact", 0.0) for x in self.validation.split(2000)]
+            sse, kl = (torch.cat(p, dim=-1).double().mean(dim=-1) for p in zip(*parts, strict=True))
+        columns = {"val_neg_elbo": sse + kl, "val_sse": sse, "val_kl": kl}
+        return {name: value.reshape(-1).tolist() for name, value in columns.items()}
+
+    # --- what is kept
+    # ---------------------------------------------------------------------------------------------
+
+    def open(self, resume: bool) -> None:
+        """Make the folder and its configuration, or check that it holds this very run."""
+        folder = self.folder
+        assert folder is not None
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"out must be a folder, got the file {str(folder)!r}")
+        if not resume:
+            if folder.exists() and any(folder.iterdir()):
+                raise ValueError(f"out must be an empty or new folder unless resuming, got {str(folder)!r}")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(
+                    f"out must be a folder that can be made, got {str(folder)!r}: {error.strerror}"
+                ) from error
+            self._write_config()
+            return
+        if not (folder / CONFIG).exists():
+            raise ValueError(f"out must be the folder of a run to resume, got {str(folder)!r} without {CONFIG}")
+        stored = json.loads((folder / CONFIG).read_text())
+        mine = json.loads(json.dumps(self.config))
+        for part in ("model", "training", "items"):
+            for name, value in mine[part].items():
+                if stored[part].get(name) != value:
+                    raise ValueError(
+                        f"{name} must be {stored[part].get(name)} to resume the run in {str(folder)!r}, got {value}"
+                    )
+
+    def _write_config(self) -> None:
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        machine = {"device": str(self.device), "threads": torch.get_num_threads()}
+        self._write(CONFIG, json.dumps(self.config | {"versions": versions, "machine": machine}, indent=2) + "\n")
+
+    def checkpoint(self) -> None:
+        """Write all state as one file, in one step."""
+        if self.folder is None or self.saved_step == self.state.step:
+            return
+        if self.saved_step is None:
+            self._rewrite_metrics()
+        tensors = {f"model.{name}": value for name, value in self._weights().items()}
+        for i, name in enumerate(self.names):
+            parameter = self.optimizer.param_groups[0]["params"][i]
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+        tensors["random.torch"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.state.sums is not None:
+            tensors["sums"] = self.state.sums
+        python_version, python_words, python_gauss = random.getstate()
+        numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+        numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+        state = {
+            "step": self.state.step,
+            "seconds": self.state.seconds,
+            "history": self.state.history,
+            "random.python": [python_version, list(python_words), python_gauss],
+            "random.numpy": numpy_state,
+            "baselines": None if self.baselines is None else [[float(b._sum), b._norm] for b in self.baselines],
+        }
+        self._write(CHECKPOINT, _safetensors(tensors, {"state": json.dumps(state)}))
+        self.saved_at, self.saved_step = time.monotonic(), self.state.step
+
+    def load(self) -> None:
+        """Take up the checkpoint in the folder."""
+        assert self.folder is not None
+        path = self.folder / CHECKPOINT
+        tensors, metadata = _read_safetensors(path)
+        state = json.loads(metadata["state"])
+        self.model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
+        for i, name in enumerate(self.names):
+            prefix = f"optimizer.{name}."
+            own = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+            if own:
+                parameter = self.optimizer.param_groups[0]["params"][i]
+                # Adamax counts its steps on the CPU
+                self.optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(self.device) for key, value in own.items()
+                }
+        torch.set_rng_state(tensors["random.torch"])
+        if "random.cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        version, words, gauss = state["random.python"]
+        random.setstate((version, tuple(words), gauss))
+        numpy_state = state["random.numpy"]
+        numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+        np.random.set_state(numpy_state)  # noqa: NPY002 - the caller's f may use the global stream
+        if self.baselines is not None:
+            for baseline, (total, norm) in zip(self.baselines, state["baselines"], strict=True):
+                baseline._sum, baseline._norm = torch.tensor(total, device=self.device), norm
+        sums = tensors.get("sums")
+        self.state = _State(
+            state["step"], state["seconds"], state["history"], None if sums is None else sums.to(self.device)
+        )
+        self.saved_step = self.state.step
+        self.saved_at = time.monotonic()
+        self._rewrite_metrics()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.model.state_dict().items()}
+
+    def _last_checkpoint(self) -> Path | None:
+        path = None if self.folder is None else self.folder / CHECKPOINT
+        return path if path is not None and path.exists() else None
+
+    def _write(self, name: str, content: bytes | str) -> None:
+        assert self.folder is not None
+        path = self.folder / name
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise self._cannot_write(path, error) from error
+
+    def _cannot_write(self, path: Path, error: OSError) -> CheckpointError:
+        last = self._last_checkpoint()
+        kept = f"the checkpoint {last} is whole (step {self.saved_step})" if last else "there is no checkpoint yet"
+        return CheckpointError(error.errno, f"{path} could not be written: {error.strerror or error}; {kept}")
+
+    def _rewrite_metrics(self) -> None:
+        self._write(METRICS, _csv_text([dict(zip(COLUMNS, COLUMNS, strict=True)), *self.state.history]))
+
+    def _append_metrics(self, rows: list[dict[str, Any]]) -> None:
+        if self.folder is None:
+            return
+        path = self.folder / METRICS
+        try:
+            with open(path, "a", encoding="utf-8", newline="") as stream:
+                stream.write(_csv_text(rows))
+        except OSError as error:
+            raise self._cannot_write(path, error) from error
+
+
+# --- reading a run back
+# -----------------------------------------------------------------------------------------------
+
+
+def load_model(folder: str | PathLike[str]) -> PoissonVAE:
+    """The trained model of a finished run's folder.
+
+    Raises ``ValueError`` naming the folder when it holds no finished run.
+    """
+    _need_safetensors()
+    folder = Path(folder)
+    if not (folder / WEIGHTS).exists():
+        raise ValueError(f"folder must hold a finished run ({WEIGHTS}), got {str(folder)!r}")
+    tensors, metadata = _read_safetensors(folder / WEIGHTS)
+    model = PoissonVAE(**json.loads(metadata["config"])["model"])
+    model.load_state_dict(tensors)
+    return model
+
+
+def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
+    """``config.json`` of a run's folder.  Raises ``ValueError`` naming the folder when there is none."""
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        raise ValueError(f"out must be the folder of a run to resume, got {str(folder)!r} without {CONFIG}")
+    return json.loads(path.read_text())
+
+
+# --- small parts
+# ------------------------------------------------------------------------------------------------------
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    names = [f.name for f in dataclasses.fields(Settings)]
+    unknown = sorted(set(options) - set(names))
+    if unknown:
+        raise ValueError(f"options must be among {names}, got {unknown}")
+    return Settings(**options)
+
+
+def _check_data(model: PoissonVAE, train: Tensor, validation: Tensor | None, settings: Settings) -> None:
+    for name, data in (("train", train), ("validation", validation)):
+        if data is None:
+            continue
+        if data.dim() != 2 or data.shape[1] != model.num_pixels or len(data) == 0:
+            raise ValueError(f"{name} must be (N, {model.num_pixels}) with N >= 1, got shape {tuple(data.shape)}")
+        if not bool(torch.isfinite(data).all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if settings.method == "exact" and model.phi is None:
+        raise ValueError("method 'exact' needs a linear decoder: its loss has a closed form; try 'difference'")
+    if isinstance(settings.temperature, tuple) and len(settings.temperature) != (model.population or 1):
+        raise ValueError(
+            f"temperature must be one number or one for each of {model.population or 1} models, "
+            f"got {len(settings.temperature)}"
+        )
+
+
+def _need_safetensors() -> None:
+    try:
+        import safetensors.torch  # noqa: F401
+    except ImportError as error:
+        raise ImportError('keeping a run needs safetensors: pip install "hitchhiker[train]"') from error
+
+
+def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    from safetensors.torch import save
+
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
+def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    csv.DictWriter(buffer, COLUMNS, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _own_random_streams(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch, numpy and Python for the run, and give the caller's streams back afterwards."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def _deferred_interrupt():
+    """Ctrl-C sets a flag that is looked at between steps; a second one stops at once.
+
+    Signals can be caught in the main thread only; elsewhere Ctrl-C acts as it always does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked: list[int] = []
+
+    def remember(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _progress_bar(run: _Run, wanted: bool | None):
+    """A bar with loss and remaining time, or nothing."""
+    show = sys.stderr.isatty() if wanted is None else wanted
+    if show:
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        except ImportError:
+            show = False
+    if not show:
+        yield lambda state: None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps, left"),
+        TimeRemainingColumn(), TextColumn("{task.fields[loss]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+        task = bar.add_task(run.settings.method, total=run.schedule.total, completed=run.state.step, loss="")
+
+        def advance(state: _State) -> None:
+            loss = ""
+            if state.history:
+                row = state.history[-1]
+                value = row["neg_elbo"] if row["val_neg_elbo"] is None else row["val_neg_elbo"]
+                loss = f"{'-ELBO' if row['val_neg_elbo'] is None else 'validation -ELBO'} {value:.2f}"
+            bar.update(task, completed=state.step, loss=loss)
+
+        yield advance
+
+
+__all__ = [
+    "CheckpointError",
+    "Fit",
+    "Schedule",
+    "Settings",
+    "TrainingDiverged",
+    "fit",
+    "load_model",
+    "read_config",
+    "write_json",
+]
