@@ -16,8 +16,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from hitchhiker import indicators
-from hitchhiker.gradient_figures import PATHWISE, law
+from hitchhiker import gradient_figures, indicators
 from hitchhiker.reproduce import Recipe, Rows, add_recipe
 
 
@@ -77,7 +76,7 @@ def single_gradients(
 ) -> tuple[Tensor, Tensor]:
     """``draws`` pairs (z, dz/dλ) of one relaxed count, float64."""
     lam = torch.full((draws,), math.log(rate), dtype=torch.float64).requires_grad_()
-    z = law(method, lam, temperature, num).rsample()
+    z = gradient_figures.law(method, lam, temperature, num).rsample()
     (slope,) = torch.autograd.grad(z.sum(), lam)
     return z.detach(), slope / rate  # dz/dλ from dz/d ln λ
 
@@ -120,7 +119,7 @@ def leading_variance(slope: Callable[[Tensor], Tensor], rate: float, indicator: 
 def temperature_rows(
     rate: float,
     temperatures: Sequence[float],
-    methods: Sequence[str] = PATHWISE,
+    methods: Sequence[str] = ("eat-sigmoid", "eat-cubic", "gsm"),
     draws: int = 200_000,
 ) -> Rows:
     """Bias and spread of a single gradient at each temperature, for each method and function.
@@ -136,10 +135,8 @@ def temperature_rows(
         for tau in temperatures:
             z, slope = single_gradients(method, rate, tau, draws)
             for name, target in truth.items():
-                if name.startswith("ratio"):
-                    g = 2 * z * slope / rate - (z / rate) ** 2
-                else:
-                    g = FUNCTIONS[name].slope(z) * slope
+                total = 2 * z * slope / rate - (z / rate) ** 2
+                g = total if name.startswith("ratio") else FUNCTIONS[name].slope(z) * slope
                 error = g - target
                 sd, off = float(error.std()), error.abs()
                 values = (
