@@ -14,6 +14,7 @@ import math
 import platform
 import subprocess
 import sys
+import sysconfig
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -412,16 +413,18 @@ def stored(name: str) -> Result:
     Raises ``FileNotFoundError`` that says how to make it.
     """
     file = f"{get(name).numbers_of or name}.json"
-    here = Path(__file__).resolve().parents[1] / "data" / "results" / "figures" / file
-    if here.exists():
-        return json.loads(here.read_text(encoding="utf-8"))
+    package = Path(__file__).resolve().parent
+    installed = Path("share", "hitchhiker", "results", "figures", file)
+    places = [package.parent / "data" / "results" / "figures" / file, package.parent / installed]
+    places.append(Path(sysconfig.get_path("data")) / installed)
     try:
-        installed = importlib.metadata.files("hitchhiker") or []
+        listed = importlib.metadata.files("hitchhiker") or []
     except importlib.metadata.PackageNotFoundError:
-        installed = []
-    for path in installed:
-        if path.parts[-3:] == ("results", "figures", file):
-            return json.loads(Path(str(path.locate())).read_text(encoding="utf-8"))
+        listed = []
+    places += [Path(str(path.locate())) for path in listed if path.name == file]
+    for place in places:
+        if place.exists():
+            return json.loads(place.read_text(encoding="utf-8"))
     raise FileNotFoundError(
         f"no stored result {file}: make it with `hitchhiker reproduce {name} --full --output FOLDER`"
     )
