@@ -40,7 +40,7 @@ class ReconstructionError:
     def __init__(self, x: Float[Tensor, "*batch pixels"], decode: Callable[[Tensor], Tensor], phi: Tensor | None):
         self.x, self.decode, self._phi = x, decode, phi
 
-    def __call__(self, z: Float[Tensor, "samples *batch latents"]) -> Float[Tensor, "samples *batch"]:
+    def __call__(self, z: Float[Tensor, "samples *models latents"]) -> Float[Tensor, "samples *models"]:
         return (self.x - self.decode(z)).square().sum(dim=-1)
 
     def __getattr__(self, name: str) -> Any:
@@ -193,12 +193,12 @@ class PoissonVAE(nn.Module):
     # ------------------------------------------------------------------------
 
     @property
-    def phi(self) -> Float[Tensor, "*population pixels latents"] | None:
+    def phi(self) -> Float[Tensor, "*models pixels latents"] | None:
         """The linear decoder Φ, or None when the decoder is not linear."""
         return self.decoder.weight if isinstance(self.decoder, _Dense) else None
 
     @property
-    def features(self) -> Float[Tensor, "*population latents pixels"]:
+    def features(self) -> Float[Tensor, "*models latents pixels"]:
         """Each latent's feature: the change of the image when it fires once more, from rest (Φ's columns
         if linear)."""
         phi = self.phi
@@ -211,7 +211,7 @@ class PoissonVAE(nn.Module):
 
     def log_rates(
         self, x: Float[Tensor, "*batch pixels"]
-    ) -> tuple[Float[Tensor, "*batch latents"], Float[Tensor, "*population 1 latents"]]:
+    ) -> tuple[Float[Tensor, "*models items latents"], Float[Tensor, "*models 1 latents"]]:
         """Log-rates of the posterior, ln r + encoder(x), and of the prior, ln r; both softly bounded
         above."""
         bound = self.max_log_rate
@@ -219,11 +219,11 @@ class PoissonVAE(nn.Module):
         posterior = prior + self.encoder(x)
         return bound - functional.softplus(bound - posterior), bound - functional.softplus(bound - prior)
 
-    def rates(self, x: Float[Tensor, "*batch pixels"]) -> Float[Tensor, "*batch latents"]:
+    def rates(self, x: Float[Tensor, "*batch pixels"]) -> Float[Tensor, "*models items latents"]:
         """λ(x), expected counts per latent."""
         return self.log_rates(x)[0].exp()
 
-    def decode(self, z: Float[Tensor, "*batch latents"]) -> Float[Tensor, "*batch pixels"]:
+    def decode(self, z: Float[Tensor, "*batch latents"]) -> Float[Tensor, "*decoded pixels"]:
         """The image that these counts stand for."""
         return self.decoder(z)
 
@@ -234,10 +234,10 @@ class PoissonVAE(nn.Module):
         self,
         x: Float[Tensor, "*batch pixels"],
         method: str | Method = "eat-cubic",
-        temperature: float | Float[Tensor, "population"] = 0.1,
+        temperature: float | Float[Tensor, " models"] = 0.1,
         num_samples: int = 1,
         baseline: estimators.MovingAverage | None = None,
-    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    ) -> tuple[Float[Tensor, "*models items"], Float[Tensor, "*models items"]]:
         """The two terms of the loss per item: surrogate of E‖x - decode(z)‖², and KL in nats.
 
         Parameters
@@ -268,7 +268,7 @@ class PoissonVAE(nn.Module):
 
     def loss(
         self, x: Float[Tensor, "*batch pixels"], method: str | Method = "eat-cubic", *, beta: float = 1.0, **options
-    ) -> Float[Tensor, "*batch"]:
+    ) -> Float[Tensor, "*models items"]:
         """-ELBO per item up to a constant: reconstruction + β·KL (see :meth:`parts` for the options)."""
         reconstruction, kl = self.parts(x, method, **options)
         return reconstruction + beta * kl
@@ -302,7 +302,7 @@ class PoissonVAE(nn.Module):
     @torch.no_grad()
     def reconstruct(
         self, x: Float[Tensor, "*batch pixels"], num_samples: int = 1
-    ) -> tuple[Float[Tensor, "*batch pixels"], Float[Tensor, "samples *batch latents"]]:
+    ) -> tuple[Float[Tensor, "*models items pixels"], Float[Tensor, "samples *models items latents"]]:
         """Reconstruction from true Poisson counts (τ = 0), averaged over ``num_samples`` of them; and the
         counts."""
         rates = self.rates(x)
@@ -367,7 +367,7 @@ class PoissonVAE(nn.Module):
     @torch.no_grad()
     def importance_bound(
         self, x: Float[Tensor, "items pixels"], num_samples: int = 100, seed: int = 0
-    ) -> Float[Tensor, "*population items"]:
+    ) -> Float[Tensor, "*models items"]:
         """Importance-weighted bound on -ln p(x) in nats per patch, never above ``nats`` in expectation.
 
         -ln (1/S) Σ_s p(x|z_s) p(z_s)/q(z_s|x), z_s ~ q, with observation noise σ² = 1/2 (Burda et al., 2016).
