@@ -19,7 +19,7 @@ SIGMAS = 6.0
 def z_scores(samples: Tensor, mean: Tensor | float) -> Tensor:
     """(x̄ - mean)/SE along dimension 0 with the sample standard error; a constant sample equal to the mean scores 0."""
     samples = samples.double()
-    error = samples.mean(dim=0) - torch.as_tensor(mean, dtype=torch.float64)
+    error = samples.mean(dim=0) - torch.as_tensor(mean, dtype=torch.float64, device=samples.device)
     se = samples.std(dim=0) / math.sqrt(samples.shape[0])
     return torch.where(error == 0, 0.0, error / se)
 
@@ -43,7 +43,7 @@ def assert_cumulants(samples: Tensor, cumulants: tuple[float, float, float, floa
 
 def assert_same_law(a: Tensor, b: Tensor, false_alarm: float = 1e-9) -> None:
     """Two independent one-dimensional samples have one law, by the DKW bound on both sides: valid for any law, atoms too."""
-    x, y = (np.sort(sample.detach().double().flatten().numpy()) for sample in (a, b))
+    x, y = (np.sort(sample.detach().double().flatten().cpu().numpy()) for sample in (a, b))
     assert not np.isnan(np.concatenate([x, y])).any(), "a sample holds NaN"
     grid = np.concatenate([x, y])
     gap = max(
@@ -60,9 +60,9 @@ def assert_frequencies(counts: Tensor, probabilities: Tensor, false_alarm: float
     Cells of expectation below 10 are pooled into one, and that one with the smallest of the others if it is still below.
     """
     n = counts.numel()
-    p = probabilities.detach().double().numpy()
+    counts, p = counts.detach().flatten().cpu(), probabilities.detach().double().cpu().numpy()
     assert bool((counts == counts.round()).all()), "counts are not whole numbers"
-    observed = np.bincount(counts.detach().long().flatten().numpy(), minlength=len(p))
+    observed = np.bincount(counts.long().numpy(), minlength=len(p))
     assert len(observed) == len(p), f"a count of {len(observed) - 1} is outside 0 … {len(p) - 1}"
     assert not observed[p == 0].any(), f"impossible counts {np.flatnonzero((p == 0) & (observed > 0))}"
     order = np.argsort(p)

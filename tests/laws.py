@@ -248,7 +248,9 @@ def without_shape_checks() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", was)
 
 
-def samples_with_slopes(law: Callable[[torch.Tensor], Any], rate: float, n: int, dtype=torch.float64) -> tuple:
+def samples_with_slopes(
+    law: Callable[[torch.Tensor], Any], rate: float, n: int, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
     """n independent pairs (z, dz/dλ): one law of n equal rates, one backward pass."""
     leaf = torch.full((n,), rate, dtype=dtype, requires_grad=True)
     z = law(leaf).rsample()
