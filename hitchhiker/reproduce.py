@@ -28,6 +28,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+import hitchhiker
 from hitchhiker import _files, indicators, moments, truncation
 from hitchhiker.relaxations.arrival_time import EATPoisson
 from hitchhiker.relaxations.gumbel_softmax import GSMPoisson
@@ -398,7 +399,7 @@ def provenance(command: str, seed: int, seconds: float) -> dict[str, Any]:
         "device": f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)",
         "seed": seed,
         "seconds": round(seconds, 1),
-        "versions": {"python": platform.python_version(), "hitchhiker": _version("hitchhiker")}
+        "versions": {"python": platform.python_version(), "hitchhiker": hitchhiker.__version__}
         | {name: _version(name) for name in ("torch", "numpy", "scipy", "numba")},
         "commit": _commit(),
     }

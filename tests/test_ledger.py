@@ -167,11 +167,11 @@ def test_an_open_row_gives_way_to_a_settled_one(tmp_path):
 def test_tables_hold_every_row_and_link_to_its_chapter(small):
     text = ledger.claims_page([CLAIM, CLAIM | {"id": "b", "verdict": "open", "evidence": None}], small / "book")
     assert "| ✓ reproduced | 1 |" in text
-    assert '<a class="reference internal" href="09_page.html#check-mean">A page</a>' in text
+    assert '<a class="reference internal" href="09_page.html#check-mean" title="A page">ch. 9, mean</a>' in text
     assert '<span id="claim-a-claim"></span>so (Fig. 1)' in text
     assert r"$p(x\|z)$" in ledger.claims_page([CLAIM | {"claim": "$p(x|z)$"}], small / "book")
     plain = ledger.errata_page([ERRATUM], small / "book", html=False)
-    assert "1. Eq. 24 (a slip) | a | b | [A page](09_page.md), cell `check-mean` |" in plain
+    assert "1. Eq. 24 (a slip) | a | b | [ch. 9](09_page.md), cell `check-mean` |" in plain
 
 
 def test_where_sorts_by_the_paper():

@@ -306,12 +306,10 @@ def shown(row: Row, book: Path = BOOK, html: bool = True) -> str:
             parts.append(f"`{what.strip()}`")
             continue
         page, _, tag = proof.partition("#")
-        if html:
-            parts.append(
-                f'<a class="reference internal" href="{page}.html#check-{tag}">{escape(title(page, book), quote=False)}</a>'
-            )
-        else:
-            parts.append(f"[{title(page, book)}]({page}.md), cell `check-{tag}`")
+        chapter = f"ch. {int(page[:2])}" if re.match(r"\d\d_", page) else title(page, book)
+        name = escape(title(page, book), quote=True)
+        link = f'<a class="reference internal" href="{page}.html#check-{tag}" title="{name}">{chapter}, {tag}</a>'
+        parts.append(link if html else f"[{chapter}]({page}.md), cell `check-{tag}`")
     return ", ".join(parts)
 
 
@@ -344,10 +342,10 @@ def claims_page(rows: Iterable[Row], book: Path = BOOK, html: bool = True) -> st
         ]
         for row in part:
             anchor = f'<span id="claim-{row["id"]}"></span>' if html else ""
-            because = f" *{cell(row['because'])}*" if row.get("because") else ""
+            because = f"{'<br>' if html else '; '}*{cell(row['because'])}*" if row.get("because") else ""
             proof = shown(row, book, html)
             out.append(
-                f"| {anchor}{cell(row['claim'])} ({cell(row['where'])}) | {cell(row['printed'])} | {cell(row.get('ours'))}{because} "
+                f"| {anchor}{cell(row['claim'])} ({cell(row['where'])}) | {cell(row['printed'])} | {cell(row.get('ours')) or '—'}{because} "
                 f"| {VERDICTS[row['verdict']]} {row['verdict']}{': ' + proof if proof else ''} |"
             )
         out += ["", *_close(html)]
