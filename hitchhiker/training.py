@@ -319,7 +319,8 @@ class _Run:
             if interrupted() and not last:
                 raise KeyboardInterrupt(f"stopped at step {self.state.step} of {self.schedule.total}")
         if self.folder is not None:
-            self._write(WEIGHTS, _safetensors(self._weights(), {"config": json.dumps(self.config)}))
+            described = json.dumps({"model": self.model.settings}, sort_keys=True)
+            self._write(WEIGHTS, _safetensors(self._weights(), {"config": described}))
 
     def _order(self, epoch: int) -> Tensor:
         # From (seed, epoch) alone, so that a resumed run sees the same batches.

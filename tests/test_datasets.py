@@ -129,12 +129,8 @@ def test_no_validation_pixel_reaches_a_training_patch_through_a_filter():
 def test_origins_point_at_the_pixels():
     images = index_images()
     patches = natural_patches(200, images=images, stages=(), seed=2)
-    for pixels, (scene, row, column) in zip(
-        patches.validation.numpy(), patches.validation_origin, strict=True
-    ):
-        np.testing.assert_array_equal(
-            pixels.reshape(16, 16), images[scene][row : row + 16, column : column + 16]
-        )
+    for pixels, (scene, row, column) in zip(patches.validation.numpy(), patches.validation_origin, strict=True):
+        np.testing.assert_array_equal(pixels.reshape(16, 16), images[scene][row : row + 16, column : column + 16])
     assert len(np.unique(patches.train_origin, axis=0)) == len(patches.train), "never the same place twice"
 
 
@@ -208,10 +204,7 @@ def test_folder_of_images(tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     patches = natural_patches(50, images=tmp_path)
     assert [scene["name"] for scene in patches.provenance["scenes"]] == ["a.png", "b.jpg"]
-    assert (
-        patches.provenance["scenes"][0]["sha256"]
-        == hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
-    )
+    assert patches.provenance["scenes"][0]["sha256"] == hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
 
 
 def test_sixteen_bit_images_keep_their_depth(tmp_path):
@@ -264,9 +257,7 @@ def test_iml_byte_order_and_rows(tmp_path):
     assert (pixels[0, 0], pixels[0, 1], pixels[1, 0]) == (258, 7, 9)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"abc", b"\0" * vanhateren.NUM_BYTES, b"\1" * (vanhateren.NUM_BYTES + 1)]
-)
+@pytest.mark.parametrize("data", [b"", b"abc", b"\0" * vanhateren.NUM_BYTES, b"\1" * (vanhateren.NUM_BYTES + 1)])
 def test_bad_iml_is_named(tmp_path, data):
     (tmp_path / "imk00001.iml").write_bytes(data)
     with pytest.raises(ValueError, match=r"imk00001\.iml"):
@@ -280,9 +271,7 @@ def real_iml():
     return next((path for path in candidates if path.exists()), None)
 
 
-@pytest.mark.skipif(
-    real_iml() is None, reason="no van Hateren image (set HITCHHIKER_VANHATEREN to an .iml file)"
-)
+@pytest.mark.skipif(real_iml() is None, reason="no van Hateren image (set HITCHHIKER_VANHATEREN to an .iml file)")
 def test_reader_on_a_real_image():
     pixels = datasets.read_iml(real_iml())
     assert pixels.shape == (1024, 1536)

@@ -28,7 +28,8 @@ def data(count=6, pixels=9):
     return torch.randn(count, pixels, generator=torch.Generator().manual_seed(1))
 
 
-# --- the loss --------------------------------------------------------------------------------------------------
+# --- the loss
+# --------------------------------------------------------------------------------------------------
 
 
 def test_log_rates_are_residual_and_softly_bounded():
@@ -135,7 +136,8 @@ def test_your_own_modules():
     assert model.loss(data(), "eat-cubic").shape == (6,)
 
 
-# --- a population ----------------------------------------------------------------------------------------------
+# --- a population
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["exact", "score"])
@@ -159,7 +161,8 @@ def test_population_starts_where_its_models_alone_do(name, kind):
 
 @pytest.mark.parametrize("name", ["eat-cubic", "gsm", "difference", "moment-matched", "straight-through:midpoint"])
 def test_population_gradients_have_the_right_mean(name):
-    """Each model's gradient, averaged, is within six standard errors of the same model's alone (exact where it is)."""
+    """Each model's gradient, averaged, is within six standard errors of the same model's alone (exact
+    where it is)."""
     torch.manual_seed(0)
     many, x = small([3, 8], population=2), data()
     alone = small(8)
@@ -187,7 +190,8 @@ def test_temperatures_of_a_population_differ_by_model():
     assert whole[1] < 0.6
 
 
-# --- evaluation ------------------------------------------------------------------------------------------------
+# --- evaluation
+# ------------------------------------------------------------------------------------------------
 
 
 def test_evaluation_agrees_with_the_closed_form_and_states_its_error():
@@ -259,7 +263,8 @@ def test_importance_bound_tends_to_the_marginal_likelihood():
     torch.testing.assert_close(model.importance_bound(x, 20_000), truth, atol=0.03, rtol=0)
 
 
-# --- features --------------------------------------------------------------------------------------------------
+# --- features
+# --------------------------------------------------------------------------------------------------
 
 
 def test_orientation_index_of_gratings_blobs_and_noise():
@@ -276,7 +281,8 @@ def test_orientation_index_of_gratings_blobs_and_noise():
         orientation_index(torch.zeros(15))
 
 
-# --- methods and errors ----------------------------------------------------------------------------------------
+# --- methods and errors
+# ----------------------------------------------------------------------------------------
 
 
 def test_registry():
