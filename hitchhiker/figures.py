@@ -558,13 +558,16 @@ _FUNCTION_LOOKS = {  # name: label, colour, marker, dash
 }
 
 
-def figure_8(rows: Sequence[dict[str, Any]], num_samples: Sequence[int] = (1, 500), title: str | None = None) -> Any:
+def figure_8(
+    rows: Sequence[dict[str, Any]], num_samples: Sequence[int] = (1, 500), sampler: str = "enough", title: str | None = None
+) -> Any:
     """Figure 8: the temperature of least mean absolute error against λ, a column a method, a line a number of samples.
 
     Parameters
     ----------
     rows : of :func:`hitchhiker.temperature_figures.temperature_rows`.
     num_samples : how many gradients are averaged.
+    sampler : ``"enough"``, or ``"paper"`` for M at the 99% quantile.
     title : the finding.
 
     Returns a matplotlib figure; the band is where the paper finds all best temperatures, 0.1 … 1.
@@ -580,7 +583,8 @@ def figure_8(rows: Sequence[dict[str, Any]], num_samples: Sequence[int] = (1, 50
         for ax, kind in zip(axes[line], _FIDELITY_METHODS, strict=True):
             ax.axhspan(0.1, 1, color="#eeeeee", zorder=0)
             for name, (label, color, marker, dash) in _FUNCTION_LOOKS.items():
-                part = sorted((r for r in rows if (r["function"], r["method"]) == (name, kind)), key=lambda r: r["rate"])
+                part = [r for r in rows if (r["function"], r["method"], r["sampler"]) == (name, kind, sampler)]
+                part.sort(key=lambda r: r["rate"])
                 if part:
                     best = [best_temperature(row, n)[0] for row in part]
                     ax.plot(rates, best, color=color, marker=marker, linestyle=dash, linewidth=1.2, markersize=4.5, label=label)
