@@ -78,7 +78,7 @@ class EATPoisson(RelaxedPoisson):
     Valid for any τ; the mean is unbiased (c = 1) for compactly supported indicators and τ <= 1. At λ = 0 every sample
     and its gradient are 0, although the gradient's expectation just above 0 is c: use
     :func:`hitchhiker.estimators.difference` if rates start at exactly 0. P(z = 0) > 0, so √z, ln z and other
-    functions with an infinite slope at 0 give infinite gradients there. First derivatives only. Under
+    functions with an infinite slope at 0 give NaN gradients there (∞ · 0). First derivatives only. Under
     ``torch.func.vmap`` use ``randomness="different"``.
 
     >>> _ = torch.manual_seed(0)
