@@ -78,6 +78,7 @@ def hessian(
 
     Source: Eq. (69).
     """
+    _checked(x, decoder, log_rate)
     rate = log_rate.exp()
     curved = 2 * rate.unsqueeze(-1) * (decoder.T @ decoder) * rate.unsqueeze(-2)
     return torch.diag_embed(gradient(x, decoder, log_rate)) + curved
