@@ -189,7 +189,7 @@ def mean_absolute_error(row: dict[str, Any], num_samples: int = 1) -> tuple[np.n
         return np.array(row["mae"]), np.array(row["mae_se"])
     bias, se = np.array(row["bias"]), np.array(row["bias_se"])
     sd = np.maximum(np.array(row["sd"]) / math.sqrt(num_samples), 1e-300)
-    ratio = np.abs(bias) / sd
+    ratio = np.minimum(np.abs(bias) / sd, 30)  # beyond, the error is the bias to all digits
     mae = sd * math.sqrt(2 / math.pi) * np.exp(-(ratio**2) / 2) + np.abs(bias) * special.erf(ratio / math.sqrt(2))
     return mae, se * special.erf(ratio / math.sqrt(2)) + 1e-3 * mae
 
