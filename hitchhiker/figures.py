@@ -454,8 +454,8 @@ def _gradient_panel(ax: Any, rows: Sequence[dict[str, Any]], name: str) -> None:
                 if bound > 0 and column == "bias_energy":
                     ax.plot(x[j], bound, color=look.color, marker=7, linestyle="none")
     if name not in ("CosMean", "CosSample"):
-        _temperature_axis(ax)
-    ax.set_yscale("log")
+        ax.set_yscale("log")
+    _temperature_axis(ax)
 
 
 def _is_lost(row: dict[str, Any], column: str, value: float) -> bool:
