@@ -8,18 +8,62 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import notebooks
 import repository
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.executors.utils import single_nb_execution
+from myst_nb.core.read import read_myst_markdown_notebook
 from notebooks import BOOK, ROOT
 
 BUILD = ROOT / "_build"
 HTML = BUILD / "html"
 STATE = BUILD / "state.json"
+
+
+def listed() -> list[Path]:
+    """The chapters of the table of contents."""
+    contents = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    return [p for p in notebooks.chapters() if re.search(rf"file: {re.escape(p.stem)}\s*$", contents, re.M)]
+
+
+def execute_ahead(jobs: int) -> None:
+    """Run the chapters that the cache does not have, several at once; Sphinx would run them one after another.
+
+    A chapter that fails is left to Sphinx, which runs it again and reports the failure.
+    """
+    cache = get_cache(BUILD / ".jupyter_cache")
+    todo = []
+    for path in listed():
+        notebook = read_myst_markdown_notebook(path.read_text(encoding="utf-8"), add_source_map=True, path=str(path))
+        try:
+            cache.match_cache_notebook(notebook)
+        except KeyError:
+            todo.append((path, notebook))
+
+    def execute(job: tuple) -> tuple:
+        with tempfile.TemporaryDirectory() as folder:
+            return *job, single_nb_execution(
+                job[1], cwd=folder, timeout=notebooks.TIMEOUT, allow_errors=False, extra_arguments=["--log-level=ERROR"]
+            )
+
+    if len(todo) < 2 or jobs < 2:
+        return
+    print(f"executing {len(todo)} chapters, {jobs} at once", flush=True)
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        for path, notebook, result in pool.map(execute, todo):
+            if result.err is None:
+                bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": result.time})
+                cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
 def main() -> int:
@@ -37,22 +81,21 @@ def main() -> int:
     if before != state:
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
         shutil.rmtree(HTML, ignore_errors=True)
-    STATE.unlink(missing_ok=True)  # written again only when all went well
+    BUILD.mkdir(exist_ok=True)
+    STATE.write_text(json.dumps({"package": state["package"]}))  # the rest only when all has gone well
 
-    environment = os.environ | {"PYTHONHASHSEED": "0"}
-    environment.setdefault("OMP_NUM_THREADS", "2")
+    os.environ["PYTHONHASHSEED"] = "0"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    execute_ahead(jobs=min(2, os.cpu_count() or 1))
     command = [
         sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(BOOK), "--path-output", str(ROOT),
         "--config", str(ROOT / "_config.yml"), "--toc", str(ROOT / "_toc.yml"), "-W", "--keep-going", "-q",
     ]  # fmt: skip
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    noise = "running over TCP without encryption"  # every kernel says so; it listens to this machine alone
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
         for line in process.stdout:
-            if (
-                "running over TCP without encryption" not in line
-            ):  # every kernel says so; it listens to this machine alone
+            if noise not in line:
                 print(line, end="", flush=True)
     code = process.returncode
     if code:
@@ -61,7 +104,6 @@ def main() -> int:
         print("the book did not build; a failed cell's traceback is in _build/html/reports/", file=sys.stderr)
         return code
     stale = notebooks.publish(HTML / "notebooks")
-    BUILD.mkdir(exist_ok=True)
     STATE.write_text(json.dumps(state, indent=1))
     if stale:
         print(f"out of date beside {', '.join(stale)}: run `make notebooks`")
