@@ -83,7 +83,7 @@ class _Group:
         self.error = torch.zeros_like(exact)
         self.quadratic = exact.new_zeros(exact.shape[:-1])
         self.cosine = exact.new_zeros(exact.shape[:-1])
-        self.squared_error = exact.new_zeros(exact.shape[:-1])
+        self.squared_across = exact.new_zeros(exact.shape[:-1])
 
     def add(self, chunk: Tensor, exact: Tensor, product: Callable[[Tensor], Tensor]) -> None:
         _check_gradients(chunk, exact, at_least=0)
@@ -91,7 +91,8 @@ class _Group:
         self.count += chunk.shape[0]
         self.error += error.sum(dim=0)
         self.quadratic += (error * product(error)).sum(dim=(0, -1))
-        self.squared_error += error.square().sum(dim=(0, -1))
+        along = (error * exact).sum(dim=-1).square() / exact.square().sum(dim=-1)
+        self.squared_across += (error.square().sum(dim=-1) - along).sum(dim=0)
         self.cosine += torch.nn.functional.cosine_similarity(chunk, exact.expand_as(chunk), dim=-1).sum(dim=0)
 
 
@@ -105,9 +106,9 @@ class _Metrics:
         self.energy = torch.einsum("g...k,h...k->gh...", errors, product(errors)).reshape(size, size, items)
         self.square = torch.einsum("g...k,h...k->gh...", errors, errors).reshape(size, size, items)
         self.along = (errors * exact).sum(dim=-1).reshape(size, items)
-        self.quadratic, self.cosine, self.squared_error = (
+        self.quadratic, self.cosine, self.squared_across = (
             torch.stack([getattr(g, name) for g in groups]).reshape(size, items)
-            for name in ("quadratic", "cosine", "squared_error")
+            for name in ("quadratic", "cosine", "squared_across")
         )
         self.signal, self.norm2 = signal.flatten(), exact.square().sum(dim=-1).flatten()
 
@@ -115,18 +116,18 @@ class _Metrics:
         """Batch means for each row of ``chosen``, a 0/1 matrix (sets, groups)."""
         n = (chosen @ self.count)[:, None]
         energy, square = (torch.einsum("sg,ghb,sh->sb", chosen, x, chosen) for x in (self.energy, self.square))
-        quadratic, squared_error = chosen @ self.quadratic, chosen @ self.squared_error
-        along = chosen @ self.along / n
-        mean_norm2 = self.norm2 + 2 * along + square / n**2
-        # E‖mean‖² exceeds ‖E ĝ‖² by Tr(Σ)/N, which this takes off again
-        trace = (squared_error - square / n) / (n - 1)
+        quadratic, squared_across = chosen @ self.quadratic, chosen @ self.squared_across
+        # the mean's part along g* and its squared part across; only the second is too long on average, by Tr(Σ across)/N
+        along = 1 + chosen @ self.along / n / self.norm2
+        across = (square - (chosen @ self.along).square() / self.norm2) / n**2 / self.norm2
+        excess = (squared_across / self.norm2 - n * across) / (n * (n - 1))
         values = {
             "bias_energy": (energy - quadratic) / (n * (n - 1)) / self.signal,
             "noise_energy": (quadratic - energy / n) / (n - 1) / self.signal,
-            "cos_mean": (self.norm2 + along) / ((mean_norm2 - trace / n).clamp(min=0) * self.norm2).sqrt(),
+            "cos_mean": along / (along.square() + across - excess).clamp(min=0).sqrt(),
             "cos_sample": chosen @ self.cosine / n,
             "bias_energy_plugin": energy / n**2 / self.signal,
-            "cos_mean_plugin": (self.norm2 + along) / (mean_norm2 * self.norm2).sqrt(),
+            "cos_mean_plugin": along / (along.square() + across).sqrt(),
         }
         return {name: value.mean(dim=1) for name, value in values.items()}
 
@@ -184,7 +185,7 @@ def summarize(
 
 
 def summarize_stream(
-    chunks: Iterable[Float[Tensor, "repeats *batch latents"]],
+    chunks: Iterable[Float[Tensor, "_ *batch latents"]],
     exact: Float[Tensor, "*batch latents"],
     hessian: Hessian,
     num_groups: int = 20,
