@@ -10,6 +10,9 @@ into a gradient, *diagnostics* judge the gradient, a *trainer* uses it.
 torch.Size([1000, 2])
 """
 
+import importlib
+from types import ModuleType
+
 from hitchhiker import estimators, fidelity, gradient_quality, indicators, linear_decoder, moments, truncation
 from hitchhiker.relaxations.arrival_time import EATPoisson
 from hitchhiker.relaxations.com_poisson import ConwayMaxwellPoisson, GSMConwayMaxwellPoisson
@@ -35,3 +38,16 @@ __all__ = [
     "truncation",
 ]
 __version__ = "0.1.0"
+
+#: rooms of their own, which the core never imports: they are there as soon as they are named
+_ROOMS = ("datasets", "figures", "models", "plotting", "reproduce", "symbolic", "testing", "training")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ROOMS:
+        return importlib.import_module(f"hitchhiker.{name}")
+    raise AttributeError(f"module 'hitchhiker' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])

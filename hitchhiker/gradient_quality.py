@@ -27,7 +27,7 @@ class GradientQuality:
 
     bias_energy : bᵀHb / g*ᵀHg*, unbiased, so it can come out slightly negative when the bias is below its error.
     noise_energy : Tr(HΣ) / g*ᵀHg*, unbiased, of one estimate.
-    cos_mean : cos(E ĝ, g*), with the noise removed from ‖E ĝ‖² (a ratio, so consistent rather than unbiased).
+    cos_mean : cos(E ĝ, g*), with the noise removed from the part of E ĝ across g*; it can come out slightly above 1.
     cos_sample : E cos(ĝ, g*).
     bias_energy_plugin, cos_mean_plugin : what Eqs. (7) and (9) give when E ĝ is replaced by the mean of N estimates.
     indefinite : fraction of batch items whose signal energy g*ᵀHg* is not positive; their normalised energies mean nothing.
