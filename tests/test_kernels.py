@@ -469,6 +469,26 @@ def test_nan_never_passes_for_a_count(backend):
                 assert q.rsample((3,)).isnan().tolist() == [[False, True]] * 3
 
 
+def test_rates_beyond_all_reason(backend):
+    """A rate that no integer holds: the last category for a truncated law, NaN for arrivals; never another unit's memory."""
+    log_rate = torch.tensor([0.0, 15.0, 44.0, 60.0, 80.0], dtype=backend.dtype)
+    for tau in (0.05, 0.5):
+        z = GSMPoisson(log_rate=log_rate, num_categories=10, temperature=tau).rsample((20,))
+        assert bool(((z >= 0) & (z <= 9)).all())
+        torch.testing.assert_close(z[:, 2:], torch.full_like(z[:, 2:], 9.0))
+    if backend.name == "compiled":
+        assert EATPoisson(log_rate=log_rate[3:]).rsample().isnan().all()
+
+
+@pytest.mark.parametrize("rate", [1e-30, 1e-300, 1e-320])
+def test_rates_below_all_reason(rate, backend):
+    """No count, and a slope that is 0 and not 0/0."""
+    for law in (EATPoisson, lambda rate: GSMPoisson(rate=rate, num_categories=6, temperature=0.5)):
+        z, slope = samples_with_slopes(law, rate, 50, backend.dtype)
+        assert not z.round(decimals=6).any()
+        assert bool(slope.isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_kept(dtype):
     rate = torch.tensor([0.0, 2.0], dtype=dtype, requires_grad=True)

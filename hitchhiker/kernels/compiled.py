@@ -155,7 +155,7 @@ def _arrival_times(code, half, parameter, temperature, is_log, hard, seed, start
         x = float(parameter[i])
         rate = math.exp(x) if is_log else x
         tau = float(temperature[0 if one_tau else i])
-        if not rate < math.inf:  # NaN in, NaN out
+        if not rate < 2.0**53:  # NaN in, NaN out, as for rates whose arrivals cannot be counted
             count[i], slope[i] = math.nan, math.nan
             continue
         inverse_tau = 1.0 / tau if tau > 0.0 else math.inf
@@ -267,7 +267,7 @@ def _direct(num_categories, log_factorial, log_rate, tau, scores, state):
     Left out are those whose weight stays below 1e-10 of the largest: ln π_m < ln π_peak - 23 max(1, τ).
     """
     rate = math.exp(log_rate)
-    mode = min(int(rate), num_categories - 1)
+    mode = int(min(rate, num_categories - 1.0))  # a rate beyond 2^63 is no integer
     floor = mode * log_rate - log_factorial[mode] - 23.0 * max(1.0, tau)
     low = mode
     while low > 0 and (low - 1) * log_rate - log_factorial[low - 1] > floor:
@@ -326,7 +326,7 @@ def _gumbel_softmax(
         # moments about the winner lose no digits
         g = max(0.0, second - mean * mean) / tau if tau > 0.0 else 0.0
         count[i] = index if hard else index + mean
-        slope[i] = g if is_log else g * math.exp(-log_rate)
+        slope[i] = g if is_log else g / x
 
 
 _pool: ThreadPoolExecutor | None = None
