@@ -103,7 +103,6 @@ def arrival_clock(
 
 
 # --- Figures 5, 6, 7 on paper
-# ----------------------------------------------------------------------------------------------------
 
 
 def figure_5(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
@@ -166,7 +165,6 @@ def figure_7(rows: Sequence[dict[str, Any]], title: str | None = None) -> Any:
 
 
 # --- Figures 1, 2, 9, 10: distributional fidelity, from the rows of hitchhiker.reproduce.fidelity_rows
-# ----------------------------------------------------------------------------------------------------
 
 _FIDELITY_METHODS = ("eat-sigmoid", "eat-cubic", "gsm")
 #: what the paper prints of Figure 1 at λ = 100, τ = 0.5 (Section 3.1); for the sigmoid's variance "below 20%"
@@ -351,7 +349,6 @@ def _key(figure: Any, ax: Any) -> None:
 
 
 # --- Figures 3, 11, 12: gradients, from the rows of hitchhiker.gradient_figures.gradient_rows
-# ------------------------------------------------------------------------------------------------------
 
 #: panel: its name, the column with the truth, the column with what Eqs. 7-10 give from a hundred gradients
 _GRADIENT_PANELS = {
@@ -544,7 +541,6 @@ def monte_carlo_floor(rows: Sequence[dict[str, Any]], start: float = 2.0) -> Any
 
 
 # --- Figure 8: temperatures, from the rows of hitchhiker.temperature_figures.temperature_rows
-# -------------------------------------------------------------------------------------------------------
 
 _FUNCTION_LOOKS = {  # name: label, colour, marker, dash
     "z": ("z", "#111111", "o", "-"),
@@ -559,7 +555,10 @@ _FUNCTION_LOOKS = {  # name: label, colour, marker, dash
 
 
 def figure_8(
-    rows: Sequence[dict[str, Any]], num_samples: Sequence[int] = (1, 500), sampler: str = "enough", title: str | None = None
+    rows: Sequence[dict[str, Any]],
+    num_samples: Sequence[int] = (1, 500),
+    sampler: str = "enough",
+    title: str | None = None,
 ) -> Any:
     """Figure 8: the temperature of least mean absolute error against λ, a column a method, a line a number of samples.
 
@@ -587,7 +586,16 @@ def figure_8(
                 part.sort(key=lambda r: r["rate"])
                 if part:
                     best = [best_temperature(row, n)[0] for row in part]
-                    ax.plot(rates, best, color=color, marker=marker, linestyle=dash, linewidth=1.2, markersize=4.5, label=label)
+                    ax.plot(
+                        rates,
+                        best,
+                        color=color,
+                        marker=marker,
+                        linestyle=dash,
+                        linewidth=1.2,
+                        markersize=4.5,
+                        label=label,
+                    )
             ax.set(xscale="log", yscale="log")
             if line == 0:
                 ax.set_title(method(kind).label, fontsize=10.5, fontweight="normal")

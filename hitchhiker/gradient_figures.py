@@ -27,7 +27,6 @@ RATES = (0.1, 0.5, 1.0, 2.0, 5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0, 70.0, 100.0
 
 
 # --- a dictionary of natural images
-# -------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=2)
@@ -66,7 +65,6 @@ def trained_decoder(
 
 
 # --- the exact mean of a relaxed gradient
-# -------------------------------------------------------------------------------------
 
 
 def count_response(
@@ -128,7 +126,6 @@ def mean_gradient(
 
 
 # --- measuring
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def law(method: str, log_rate: Tensor, temperature: float, num: int | None) -> RelaxedPoisson:
@@ -228,7 +225,6 @@ def _judged(
 
 
 # --- recipes
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def dictionary_rows(settings: dict[str, Any]) -> Rows:

@@ -34,7 +34,6 @@ _NODES = 24
 
 
 # --- the untruncated law (M = ∞)
-# -------------------------------------------------------------------------------
 
 
 def mean_factor(indicator: Indicator, temperature: Numbers) -> Factor:
@@ -209,7 +208,6 @@ def negative_binomial_variance(
 
 
 # --- Algorithm 1 as written: M arrivals
-# -------------------------------------------------------------------------
 
 
 def truncated_mean_factor(indicator: Indicator, temperature: Numbers, rate: Numbers, num_arrivals: Numbers) -> Factor:
@@ -327,7 +325,6 @@ class _Truncated:
 
 
 # --- quadrature
-# ---------------------------------------------------------------------------------------------------
 
 
 def _cumulant(soft: SoftIndicator, tau: float, k: int) -> float:
@@ -394,7 +391,6 @@ def _slope(soft: SoftIndicator, u: np.ndarray) -> np.ndarray:
 
 
 # --- arguments
-# -----------------------------------------------------------------------------------------------------
 
 
 def _each(formula: Callable[..., float], **arguments: Numbers) -> Factor:

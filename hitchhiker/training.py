@@ -297,7 +297,6 @@ class _Run:
         self.started = time.monotonic()
 
     # --- the loop
-    # -------------------------------------------------------------------------------------------------
 
     def train(self, advance, interrupted) -> None:
         before = self.state.seconds
@@ -411,7 +410,6 @@ class _Run:
         return {name: value.reshape(-1).tolist() for name, value in columns.items()}
 
     # --- what is kept
-    # ---------------------------------------------------------------------------------------------
 
     def open(self, resume: bool) -> None:
         """Make the folder and its configuration, or check that it holds this very run."""
@@ -546,7 +544,6 @@ class _Run:
 
 
 # --- reading a run back
-# -----------------------------------------------------------------------------------------------
 
 
 def load_model(folder: str | PathLike[str]) -> PoissonVAE:
@@ -573,7 +570,6 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
 
 
 # --- small parts
-# ------------------------------------------------------------------------------------------------------
 
 
 def _settings(options: dict[str, Any]) -> Settings:

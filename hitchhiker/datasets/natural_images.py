@@ -128,9 +128,7 @@ def natural_patches(
         "margin": margin,
         "min_std": min_std,
     }
-    return PatchSet(
-        sets["train"][0], sets["validation"][0], size, sets["train"][1], sets["validation"][1], provenance
-    )
+    return PatchSet(sets["train"][0], sets["validation"][0], size, sets["train"][1], sets["validation"][1], provenance)
 
 
 def _check(num_patches, size, stages, validation_fraction, margin, min_std) -> None:
@@ -154,9 +152,7 @@ def _scenes(images) -> list[Scene]:
     if isinstance(images, (str, PathLike)):
         return folder_scenes(images)
     scenes = [
-        image
-        if isinstance(image, Scene)
-        else Scene(f"array {i}", np.asarray(image, np.float64), f"array {i}")
+        image if isinstance(image, Scene) else Scene(f"array {i}", np.asarray(image, np.float64), f"array {i}")
         for i, image in enumerate(images)
     ]
     if not scenes:
@@ -247,8 +243,6 @@ def _patch_std(pixels: ndarray, size: int) -> ndarray:
 
     def average(x: ndarray) -> ndarray:
         # origin moves the window so that it starts at the pixel instead of being centred on it
-        return ndimage.uniform_filter(x, size, origin=-(size // 2))[
-            : x.shape[0] - size + 1, : x.shape[1] - size + 1
-        ]
+        return ndimage.uniform_filter(x, size, origin=-(size // 2))[: x.shape[0] - size + 1, : x.shape[1] - size + 1]
 
     return np.sqrt(np.maximum(average(pixels**2) - average(pixels) ** 2, 0.0))

@@ -68,9 +68,7 @@ def folder_scenes(path: str | PathLike[str]) -> list[Scene]:
         raise ValueError(f"images must be a folder of images, got {str(path)!r}, which does not exist")
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not files:
-        raise ValueError(
-            f"images must be a folder with files {', '.join(SUFFIXES)}, got {str(path)!r} with none"
-        )
+        raise ValueError(f"images must be a folder with files {', '.join(SUFFIXES)}, got {str(path)!r} with none")
     return [read_image(file) for file in files]
 
 

@@ -41,9 +41,7 @@ def read_iml(path: str | PathLike[str]) -> Float[ndarray, "1024 1536"]:
     except OSError as error:
         raise ValueError(f"image {path} cannot be read: {error.strerror}") from error
     if len(data) != NUM_BYTES:
-        raise ValueError(
-            f"image {path} must have {NUM_BYTES:,} bytes (1536 x 1024, 16 bit), got {len(data):,}"
-        )
+        raise ValueError(f"image {path} must have {NUM_BYTES:,} bytes (1536 x 1024, 16 bit), got {len(data):,}")
     pixels = np.frombuffer(data, dtype=">u2").reshape(HEIGHT, WIDTH).astype(np.float64)
     if pixels.min() == pixels.max():
         raise ValueError(f"image {path} has the value {pixels.min():.0f} everywhere: not a scene")

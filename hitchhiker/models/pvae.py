@@ -190,7 +190,6 @@ class PoissonVAE(nn.Module):
         self.decoder = _network(decoder, "decoder", num_latents, num_pixels, hidden, init_scale, draws)
 
     # --- what the model says of an image
-    # ------------------------------------------------------------------------
 
     @property
     def phi(self) -> Float[Tensor, "*models pixels latents"] | None:
@@ -228,7 +227,6 @@ class PoissonVAE(nn.Module):
         return self.decoder(z)
 
     # --- learning
-    # -------------------------------------------------------------------------------------------------
 
     def parts(
         self,
@@ -297,7 +295,6 @@ class PoissonVAE(nn.Module):
         return value
 
     # --- judging
-    # --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def reconstruct(
