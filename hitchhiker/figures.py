@@ -80,9 +80,12 @@ def arrival_clock(
         alt.Chart(alt.Data(values=[{"t": 1}])).mark_rule(strokeDash=[5, 3], color="#111111").encode(time),
         shown.mark_rule(strokeWidth=1.5, color="#555555").encode(time, height),
         shown.mark_point(filled=True, size=70, opacity=1, color=color).encode(
-            time, height, tooltip=[alt.Tooltip("m:O", title="arrival"), alt.Tooltip("t:Q", format=".2f"), alt.Tooltip("f:Q", format=".2f")]
+            time, height,
+            tooltip=[alt.Tooltip("m:O", title="arrival"), *(alt.Tooltip(f"{x}:Q", format=".2f") for x in "tf")],
         ),
-        shown.transform_filter("datum.f > 0.005 && datum.f < 0.995").mark_text(dy=-11, fontSize=11, color="#222222").encode(time, height, text=alt.Text("f:Q", format=".2f")),
+        shown.transform_filter("datum.f > 0.005 && datum.f < 0.995")
+        .mark_text(dy=-11, fontSize=11, color="#222222")
+        .encode(time, height, text=alt.Text("f:Q", format=".2f")),
         total.mark_text(align="right", baseline="top", fontSize=13, fontWeight="bold", color="#222222").encode(
             x=alt.value("width"), y=alt.value(2), text="says:N"
         ),
