@@ -54,6 +54,8 @@ class Browser:
             return answer["result"].get("value")
         finally:
             socket.close()
+            while await socket.read_message() is not None:  # the other side's goodbye
+                pass
 
     async def _ask(
         self, socket: WebSocketClientConnection, method: str, session: str | None = None, **params: Any
