@@ -56,6 +56,10 @@ class SoftIndicator:
         low, high = self.support
         return torch.where((u >= low) & (u <= high), self._slope(u.clamp(low, high)), torch.zeros_like(u))
 
+    def __reduce__(self):
+        """Pickled by name, as functions are, so that laws can be saved and sent to other processes."""
+        return (get, (self.name,)) if REGISTRY.get(self.name) is self else super().__reduce__()
+
     def half_width(self, dtype: torch.dtype) -> float:
         """S such that |u| > S is 0 or 1 to the resolution of ``dtype``: 1 when compact, about 17 for a float32 sigmoid."""
         return self.support[1] if self.is_compact else -math.log(torch.finfo(dtype).eps / 2)

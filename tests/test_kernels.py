@@ -153,6 +153,16 @@ def test_gradcheck_with_frozen_noise(name):
     assert torch.autograd.gradcheck(lambda r: from_gumbels(r, -e.log(), 0.7), rate)
 
 
+def test_one_rate_for_many_columns_of_noise():
+    """A plain number or a scalar broadcasts against the noise, temperatures too."""
+    e = torch.empty(20, 3, dtype=torch.float64).exponential_()
+    tau = torch.tensor([0.0, 0.4, 2.0], dtype=torch.float64)
+    for function, noise in ((from_unit_exponentials, e), (from_gumbels, -e.log())):
+        full = function(torch.full((3,), 2.0, dtype=torch.float64), noise, tau)
+        assert torch.equal(function(2.0, noise, tau), full)
+        assert torch.equal(function(torch.tensor(2.0, dtype=torch.float64), noise, tau), full)
+
+
 def test_temperature_tensor_mixes_hard_and_soft():
     """One call with τ = 0 and τ > 0 side by side, values and slopes as apart."""
     rate = torch.full((3,), 2.0, dtype=torch.float64)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
+import pickle
 import subprocess
 import sys
 import typing
@@ -265,6 +267,41 @@ def test_empty_batch_one_element_and_strides(name):
     a = draw(q, (4,))
     torch.manual_seed(1)
     torch.testing.assert_close(a, draw(dense, (4,)))
+
+
+@every_case
+def test_law_can_be_saved(name, case):
+    """Pickle and deepcopy give the same law, options included."""
+    q = build(name, case)
+    for twin in (pickle.loads(pickle.dumps(q)), copy.deepcopy(q)):
+        assert repr(twin) == repr(q)
+        torch.manual_seed(0)
+        a = draw(q, (5,))
+        torch.manual_seed(0)
+        assert torch.equal(draw(twin, (5,)), a)
+
+
+@pytest.mark.parametrize("name", POISSON)
+def test_numbers_of_every_kind_are_rates(name):
+    """Python and numpy numbers become torch's default dtype, arrays too; tensors keep theirs, whole ones become floats."""
+    with without_shape_checks():
+        for rate in (3, 3.0, np.float64(3), np.int64(3), np.array(3.0), torch.tensor(3), torch.tensor(3.0)):
+            q = getattr(hh, name)(rate=rate, temperature=np.float64(0.5))
+            assert q.rsample().dtype == torch.float32
+            assert q.rate.item() == 3
+        assert getattr(hh, name)(rate=[1.0, 2.0]).batch_shape == (2,)
+        assert (
+            getattr(hh, name)(rate=torch.tensor(3.0, dtype=torch.float64), temperature=1).rsample().dtype
+            == torch.float64
+        )
+
+
+@every_relaxed_law
+def test_another_device_is_refused(name):
+    arguments = REGISTRY[name].arguments()
+    arguments["temperature"] = torch.full(build(name).batch_shape, 0.3, device="meta")
+    with without_shape_checks(), pytest.raises(ValueError, match="temperature must be on the device of the other"):
+        getattr(hh, name)(**arguments)
 
 
 def test_signatures_resolve():

@@ -16,7 +16,7 @@ from hitchhiker.relaxations.common import RelaxedPoisson
 
 
 def from_unit_exponentials(
-    rate: Float[Tensor, "*batch"],
+    rate: Float[Tensor, "*#batch"] | float,
     exponentials: Float[Tensor, "arrivals *samples"],
     temperature: Float[Tensor, "*#batch"] | float,
     indicator: str | SoftIndicator = "cubic",

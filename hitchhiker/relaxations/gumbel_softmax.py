@@ -52,7 +52,9 @@ def expected_index(weights: Float[Tensor, "categories *batch"]) -> Float[Tensor,
 
 
 def from_gumbels(
-    rate: Float[Tensor, "*batch"], gumbels: Float[Tensor, "categories *samples"], temperature: Tensor | float
+    rate: Float[Tensor, "*#batch"] | float,
+    gumbels: Float[Tensor, "categories *samples"],
+    temperature: Float[Tensor, "*#batch"] | float,
 ) -> Float[Tensor, "*samples"]:
     """Algorithm 2 with its noise given: z = Σ_m m·softmax((m ln λ - ln m! + g_m)/τ)_m.
 
