@@ -144,7 +144,7 @@ def show_patches(
     columns: int | None = None,
     *,
     title: str | None = None,
-    shared_scale: bool = False,
+    shared_scale: bool | float = False,
     ax: Axes | None = None,
     cell: float = 0.42,
     gap: int = 1,
@@ -156,7 +156,7 @@ def show_patches(
     patches : (N, D) array or tensor, or (N, s, s); D = s * s pixels.
     columns : images a row (default: as square as possible).
     title : the finding that the figure shows.
-    shared_scale : one grey scale for all (True), or each image on its own (False).
+    shared_scale : one grey scale for all (True, or the value that is white), or each image on its own (False).
     ax : axes to draw on (default: a new figure).
     cell : side of one image in inches, when a new figure is made.
     gap : pixels of white between two images.
@@ -179,7 +179,7 @@ def show_patches(
     height, width = images.shape[1:]
     scale = np.abs(images).max(axis=(1, 2), keepdims=True)
     if shared_scale:
-        scale = np.full_like(scale, scale.max())
+        scale = np.full_like(scale, scale.max() if shared_scale is True else shared_scale)
     images = images / np.where(scale > 0, scale, 1.0)
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
     for i, image in enumerate(images):
@@ -205,7 +205,8 @@ def show_rows(rows: Sequence[tuple[str, Any]], *, title: str | None = None, cell
     stacked = np.concatenate([np.asarray(a, dtype=float) for a in arrays])
     columns = len(stacked) // len(rows)
     fig, ax = plt.subplots(figsize=(cell * columns + 1.3, cell * len(rows) + (0.4 if title else 0)))
-    show_patches(stacked, columns, shared_scale=True, ax=ax)
+    # a single bright pixel must not make all the others grey
+    show_patches(stacked, columns, shared_scale=float(np.quantile(np.abs(stacked), 0.99)) or True, ax=ax)
     side = math.isqrt(stacked.shape[1])
     for i, (name, _) in enumerate(rows):
         ax.text(-3, i * (side + 1) + side / 2, name, ha="right", va="center", fontsize="small")

@@ -340,7 +340,7 @@ def test_a_folder_in_use_is_refused_and_untouched(tmp_path):
 
 def test_another_run_cannot_be_resumed(tmp_path):
     fit(small(), data(), out=tmp_path, **OPTIONS)
-    with pytest.raises(ValueError, match="lr must be 0.02 to resume the run in .*, got 0.01"):
+    with pytest.raises(ValueError, match=r"lr must be 0.02 to resume the run in .*, got 0.01"):
         fit(small(), data(), out=tmp_path, resume=True, **{**OPTIONS, "lr": 0.01})
 
 
