@@ -6,10 +6,10 @@
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14 python,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))) python3)
 BIN := .venv/bin
 READY := .venv/ready
-CODE := hitchhiker tests book/_ext
+CODE := hitchhiker tests benchmarks book/_ext
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help book test notebooks lint figure clean
+.PHONY: help book test notebooks lint bench figure clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,6 +37,9 @@ lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/mypy
+
+bench: $(READY)  ## samplers and training steps beside the published algorithms, into data/results/bench (minutes)
+	@for name in samplers growth training_step; do $(BIN)/python benchmarks/$$name.py; done
 
 figure: $(READY)  ## the README's figure, drawn again from the chapter that shows it
 	@$(BIN)/python book/_ext/readme_figure.py
