@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -145,8 +144,3 @@ def alone(script: str, *args: str) -> float:
     """What a fresh process prints: memory measured there is not blurred by what earlier cases left behind."""
     out = subprocess.run([sys.executable, script, *args], capture_output=True, text=True, check=True)
     return float(out.stdout.strip().splitlines()[-1])
-
-
-def peak_rss_mib() -> float:
-    """The largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
