@@ -128,8 +128,12 @@ if typer is not None:
             bool, typer.Option("--as-released", help="Whiten as the authors' code does, not as the paper means.")
         ] = False,
         prior: Annotated[
-            tuple[float, float], typer.Option(help="Initial log prior rates: lowest and highest.", metavar="LOW HIGH")
-        ] = (-6.0, -4.0),
+            tuple[float, float],
+            typer.Option(
+                help="Initial log prior rates. The authors' code has -6 -4, from which short runs hardly move.",
+                metavar="LOW HIGH",
+            ),
+        ] = (-3.0, -2.0),
         seed: Annotated[int, typer.Option(help="Seed of patches, weights, order and counts.")] = 0,
         device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "cpu",
         threads: Annotated[int, typer.Option(help="CPU threads (0: torch's default).")] = 0,
