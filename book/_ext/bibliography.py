@@ -18,8 +18,9 @@ def entries(path: Path = BIB) -> dict[str, Entry]:
     return dict(parse_file(str(path)).entries)
 
 
+@functools.cache
 def _plain(latex: str) -> str:
-    return re.sub(r"\s+", " ", Text.from_latex(latex).render_as("text")).strip()
+    return re.sub(r"\s+", " ", str(Text.from_latex(latex))).strip()
 
 
 def _field(entry: Entry, name: str) -> str:

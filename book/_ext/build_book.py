@@ -6,6 +6,7 @@ when a file of `hitchhiker/` changes, cache and pages are made anew; when the bo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -28,6 +29,18 @@ from notebooks import BOOK, ROOT
 BUILD = ROOT / "_build"
 HTML = BUILD / "html"
 STATE = BUILD / "state.json"
+
+
+def inputs() -> str:
+    """sha256 of every file that a page can depend on."""
+    total = hashlib.sha256()
+    for folder in ("book", "hitchhiker", "tests", "data"):
+        for file in sorted((ROOT / folder).rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                total.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    for name in ("_config.yml", "_toc.yml", "pyproject.toml", "requirements.txt", "Makefile"):
+        total.update((ROOT / name).read_bytes() + b"\0")
+    return total.hexdigest()
 
 
 def listed() -> list[Path]:
@@ -76,9 +89,13 @@ def main() -> int:
         "address": repository.address(),
     }
     before = json.loads(STATE.read_text()) if STATE.exists() else {}
+    everything = state | {"inputs": inputs()}
+    if before == everything and (HTML / "index.html").exists():
+        print("the book in _build/html/index.html is up to date")
+        return 0
     if before.get("package") != state["package"]:
         shutil.rmtree(BUILD / ".jupyter_cache", ignore_errors=True)
-    if before != state:
+    if {k: before.get(k) for k in state} != state:
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
         shutil.rmtree(HTML, ignore_errors=True)
     BUILD.mkdir(exist_ok=True)
@@ -104,7 +121,7 @@ def main() -> int:
         print("the book did not build; a failed cell's traceback is in _build/html/reports/", file=sys.stderr)
         return code
     stale = notebooks.publish(HTML / "notebooks")
-    STATE.write_text(json.dumps(state, indent=1))
+    STATE.write_text(json.dumps(everything, indent=1))
     if stale:
         print(f"out of date beside {', '.join(stale)}: run `make notebooks`")
     if state["address"] is None:
