@@ -146,23 +146,61 @@ def _sum_block(code, buffer, number, low, width, inverse_tau, state):
     return fraction, slope, crossed
 
 
+_F32 = np.float32
+_EXP = tuple(_F32((-1 / 32) ** k / math.factorial(k)) for k in range(7))
+
+
+@njit(**_fast)
+def _sigmoid_block(words, number, low, width, inverse_tau, state):
+    """:func:`_sum_block` of the sigmoid in single precision: it has the widest window, so here the time goes.
+
+    Each 64-bit word gives two uniform s. e^-s is a polynomial of degree 6 in -s/32, raised to the 32nd power: relative
+    error below 4e-6 for |s| <= 8, where all but a 3,000th of the sum comes from.
+    """
+    for j in range((number + 1) // 2):
+        z = state + np.uint64(j + 1) * _GOLDEN
+        z = (z ^ (z >> _S30)) * _MIX_1
+        z = (z ^ (z >> _S27)) * _MIX_2
+        words[j] = z ^ (z >> _S31)
+    signed = words.view(np.int32)
+    middle, scale, top = _F32(low + 0.5 * width), _F32(width * 2.0**-32), _F32(inverse_tau)
+    fraction, slope, crossed = _F32(0), _F32(0), 0
+    for j in range(number):
+        s = middle + scale * _F32(signed[j])
+        p = _EXP[5] + s * _EXP[6]
+        p = _EXP[0] + s * (_EXP[1] + s * (_EXP[2] + s * (_EXP[3] + s * (_EXP[4] + s * p))))
+        p *= p
+        p *= p
+        p *= p
+        p *= p
+        p *= p
+        f = _F32(1) / (_F32(1) + p)
+        fraction += f
+        slope += p * f * f * (top - s)
+    for j in range(number):
+        crossed += middle + scale * _F32(signed[j]) > 0
+    return float(fraction), float(slope), float(crossed)
+
+
 @njit(**_options)
 def _arrival_times(code, half, parameter, temperature, is_log, hard, seed, start, stop, count, slope):
     state = np.uint64(seed)
     one_tau = temperature.size == 1
-    buffer = np.empty(256)
+    buffer, words = np.empty(256), np.empty(128, dtype=np.uint64)
+    single = code == 0 and count.itemsize == 4
     for i in range(start, stop):
+        if i == start or not one_tau:
+            tau = float(temperature[0 if one_tau else i])
+            inverse_tau = 1.0 / tau if tau > 0.0 else math.inf
+            high = min(half, inverse_tau)
+            width = high + half
+            window = tau * width if tau > 0.0 else 0.0
+            before = max(0.0, 1.0 - tau * high) if tau > 0.0 else 1.0
         x = float(parameter[i])
         rate = math.exp(x) if is_log else x
-        tau = float(temperature[0 if one_tau else i])
         if not rate < 2.0**53:  # NaN in, NaN out, as for rates whose arrivals cannot be counted
             count[i], slope[i] = math.nan, math.nan
             continue
-        inverse_tau = 1.0 / tau if tau > 0.0 else math.inf
-        high = min(half, inverse_tau)
-        width = high + half
-        window = tau * width if tau > 0.0 else 0.0
-        before = max(0.0, 1.0 - tau * high) if tau > 0.0 else 1.0
         total = rate * (before + window)
         n, g, crossed = 0.0, 0.0, 0.0
         if total < 2.0:
@@ -187,11 +225,14 @@ def _arrival_times(code, half, parameter, temperature, is_log, hard, seed, start
             left = int(fractional)
             while left > 0:
                 number = min(left, buffer.size)
-                f, d, c = _sum_block(code, buffer, number, -half, width, inverse_tau, state)
+                if single:
+                    f, d, c = _sigmoid_block(words, number, -half, width, inverse_tau, state)
+                else:
+                    f, d, c = _sum_block(code, buffer, number, -half, width, inverse_tau, state)
                 state += np.uint64(number) * _GOLDEN
                 n, g, crossed, left = n + f, g + d, crossed + c, left - number
         count[i] = crossed if hard else n
-        slope[i] = g if is_log else (g / rate if rate > 0.0 else 0.0)
+        slope[i] = g if is_log or g == 0.0 else g / rate
 
 
 @njit(**_options)
