@@ -63,17 +63,15 @@ def check_temperature(temperature: Tensor | float, like: Tensor, validate: bool)
     return tensor.to(like)
 
 
-class RelaxedPoisson(RelaxedCount):
-    """Common part of :class:`EATPoisson` and :class:`GSMPoisson`: parameters, exact counts, log-pmf.
-
-    Exactly one of ``rate`` (λ >= 0, counts per window) and ``log_rate`` (ln λ) is given, and gradients reach
-    that one.
+class RateLaw(RelaxedCount):
+    """A relaxed count with one rate: exactly one of ``rate`` (λ >= 0, counts per window) and ``log_rate`` (ln λ) is given,
+    and gradients reach that one. ``others`` are further tensors of the law, which broadcast with the rate.
     """
 
     arg_constraints = {"rate": constraints.nonnegative, "log_rate": constraints.real}  # noqa: RUF012
     _tensors = ("rate", "log_rate", "temperature")
 
-    def __init__(self, rate, log_rate, temperature, validate_args: bool | None):
+    def __init__(self, rate, log_rate, temperature, validate_args: bool | None, **others: Tensor):
         if (rate is None) == (log_rate is None):
             raise ValueError(
                 "exactly one of rate and log_rate must be given, got " + ("both" if rate is not None else "neither")
@@ -91,7 +89,7 @@ class RelaxedPoisson(RelaxedCount):
                 "a real number (or -inf) with a finite exponential",
             )
         self.temperature = check_temperature(temperature, parameter.detach(), validate)
-        shape = common_shape(**{name: parameter, "temperature": self.temperature})
+        shape = common_shape(**{name: parameter, "temperature": self.temperature}, **others)
         #: the tensor that gradients reach: the rate or the log-rate, whichever was given
         self.parameter = parameter.expand(shape)
         self.is_log = log_rate is not None
@@ -120,6 +118,10 @@ class RelaxedPoisson(RelaxedCount):
     def with_parameter(self, parameter: Tensor) -> Self:
         """The same law with another rate (or log-rate, whichever this law was built from)."""
         return self.with_parameters(**{"log_rate" if self.is_log else "rate": parameter})
+
+
+class RelaxedPoisson(RateLaw):
+    """Common part of :class:`EATPoisson` and :class:`GSMPoisson`: exact counts and log-pmf of the Poisson law."""
 
     def sample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Integer counts (as floats) from the true Poisson law, not from the relaxed one."""
