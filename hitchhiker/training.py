@@ -7,6 +7,7 @@ there
     metrics.csv             one row a logged epoch (and a model)
     checkpoint.safetensors  weights, optimizer, all random states, history: enough to go on
     model.safetensors       the weights, when training is done
+    tensorboard/            the metrics once more, if wanted
 
 A checkpoint is one file, replaced in one step, so a kill, a full disk or a power cut leaves the last one
 whole.
@@ -39,9 +40,12 @@ from torch import Tensor
 
 from hitchhiker._files import write_atomically, write_json
 from hitchhiker.models.methods import get_method
-from hitchhiker.models.pvae import Baselines, PoissonVAE
+from hitchhiker.models.pvae import ARCHITECTURES, Baselines, PoissonVAE
 
 CHECKPOINT, CONFIG, METRICS, WEIGHTS = "checkpoint.safetensors", "config.json", "metrics.csv", "model.safetensors"
+BOARD = "tensorboard"
+#: steps on a GPU before one is recorded as a CUDA graph
+WARM_UP = 3
 COLUMNS = (
     "epoch", "step", "model", "neg_elbo", "sse", "kl", "grad_norm", "lr", "temperature", "beta",
     "val_neg_elbo", "val_sse", "val_kl", "seconds",
@@ -71,7 +75,7 @@ class Settings:
 
     Attributes
     ----------
-    method : a name of ``hitchhiker.models.known_methods()``.
+    method : a name of ``hitchhiker.models.known_methods()``; a population takes one, or one a model.
     temperature : τ >= 0, dimensionless; a population takes one number or one a model.
     anneal : let τ fall linearly from 1 to ``temperature`` over the first half of the steps.
     epochs : passes over the training data; each drops the last incomplete batch.
@@ -87,7 +91,7 @@ class Settings:
     evaluate_every : epochs between two logged rows (default: about 50 rows in all).
     """
 
-    method: str = "eat-cubic"
+    method: str | tuple[str, ...] = "eat-cubic"
     temperature: float | tuple[float, ...] = 0.1
     anneal: bool = False
     epochs: int = 20
@@ -103,21 +107,18 @@ class Settings:
     evaluate_every: int | None = None
 
     def __post_init__(self):
-        method = get_method(self.method)
-        temperatures = self.temperature
-        if isinstance(temperatures, (list, tuple)):
-            object.__setattr__(self, "temperature", tuple(float(t) for t in temperatures))
-        else:
-            temperatures = (temperatures,)
-        for t in temperatures:
+        for name in ("method", "temperature"):  # lists, as JSON gives them back, become tuples
+            if isinstance(getattr(self, name), (list, tuple)):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        pairs = self._pairs()
+        for name, t in pairs:
+            method = get_method(name)
             if not 0 <= t < math.inf:
                 raise ValueError(f"temperature must be >= 0, got {t}")
             if method.uses_temperature and t == 0:
-                raise ValueError(
-                    f"temperature must be > 0 for method {self.method!r} (at 0 no gradient passes), got {t}"
-                )
+                raise ValueError(f"temperature must be > 0 for method {name!r} (at 0 no gradient passes), got {t}")
             if method.max_temperature is not None and t > method.max_temperature:
-                raise ValueError(f"temperature must be <= {method.max_temperature} for method {self.method!r}, got {t}")
+                raise ValueError(f"temperature must be <= {method.max_temperature} for method {name!r}, got {t}")
         for name, least in (("epochs", 1), ("batch_size", 1), ("num_samples", 1), ("evaluate_every", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= least):
@@ -130,6 +131,17 @@ class Settings:
                 raise ValueError(f"{name} must be >= 0 and finite, got {getattr(self, name)}")
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs must be in [0, epochs), got {self.warmup_epochs}")
+
+    def _pairs(self) -> list[tuple[str, float]]:
+        """(method, temperature) of each model; one pair when all have the same."""
+        methods, temperatures = self.method, self.temperature
+        if isinstance(methods, str):
+            each = temperatures if isinstance(temperatures, tuple) else (temperatures,)
+            return [(methods, t) for t in each]
+        each = temperatures if isinstance(temperatures, tuple) else (temperatures,) * len(methods)
+        if len(each) != len(methods):
+            raise ValueError(f"temperature must have one entry for each of {len(methods)} methods, got {len(each)}")
+        return list(zip(methods, each, strict=True))
 
 
 @dataclass(frozen=True)
@@ -188,7 +200,8 @@ class _State:
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
-    sums: Tensor | None = None  # -ELBO, SSE, KL and gradient norm, summed over the steps of the current epoch
+    #: (4, models): -ELBO, SSE, KL and gradient norm, summed over the steps of the current epoch
+    sums: Tensor = field(default_factory=lambda: torch.zeros(4, 1, dtype=torch.float64))
 
 
 def fit(
@@ -202,6 +215,7 @@ def fit(
     provenance: dict[str, Any] | None = None,
     progress: bool | None = None,
     checkpoint_seconds: float = 30.0,
+    tensorboard: bool = False,
     **options: Any,
 ) -> Fit:
     """Train a model (or a population) by Adamax on -ELBO.
@@ -218,6 +232,7 @@ def fit(
     provenance : of the data, kept in ``config.json``.
     progress : a progress bar with remaining time on stderr; None shows one on a terminal only.
     checkpoint_seconds : least time between two checkpoints; 0 writes one after every step.
+    tensorboard : write the metrics to ``out/tensorboard`` too (needs the package tensorboard).
 
     Returns a :class:`Fit`.  Raises ``ValueError`` for bad settings or data, a folder that is not empty or
     holds another run, before anything is written; :class:`TrainingDiverged`; :class:`CheckpointError` (an
@@ -237,6 +252,9 @@ def fit(
         raise ValueError(f"settings and options must not both be given, got {sorted(options)} too")
     settings = settings or _settings(options)
     _check_data(model, train, validation, settings)
+    if tensorboard and out is None:
+        raise ValueError("tensorboard must be False when out is None: there is nowhere to write to")
+    board = _summary_writer() if tensorboard else None
     run = _Run(model, train, validation, settings, out, provenance, checkpoint_seconds)
     if run.folder is not None:
         _need_safetensors()
@@ -248,7 +266,10 @@ def fit(
             run.load()
         elif run.folder is not None:
             run.checkpoint()
-        with _progress_bar(run, progress) as advance:
+        if board is not None and run.folder is not None:
+            # what was logged after the checkpoint that a run resumes from is not shown
+            run.board = board(str(run.folder / BOARD), purge_step=run.state.step + 1)
+        with contextlib.closing(run), _progress_bar(run, progress) as advance:
             run.train(advance, interrupted)
     return Fit(run.state.history, settings, run.state.step, run.folder)
 
@@ -273,7 +294,7 @@ class _Run:
         self.validation = None if validation is None else validation.to(self.device)
         self.folder = None if out is None else Path(out)
         self.checkpoint_seconds = checkpoint_seconds
-        self.state = _State()
+        self.state = _State(sums=torch.zeros(4, self.models, dtype=torch.float64, device=self.device))
         self.batch = min(settings.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch
         total = settings.epochs * self.steps_per_epoch
@@ -282,9 +303,26 @@ class _Run:
             warmup = min(5.0, settings.epochs / 20)
         self.schedule = Schedule(settings, total, round(warmup * self.steps_per_epoch))
         self.evaluate_every = settings.evaluate_every or max(1, settings.epochs // 50)
-        self.method = get_method(settings.method)
-        self.baselines = Baselines(self.models) if self.method.baseline == "moving_average" else None
-        self.optimizer = torch.optim.Adamax(model.parameters(), lr=settings.lr)
+        names = (settings.method,) if isinstance(settings.method, str) else settings.method
+        methods = tuple(get_method(name) for name in names)
+        self.method = methods[0] if isinstance(settings.method, str) else methods
+        remembers = any(method.baseline == "moving_average" for method in methods)
+        self.baselines = Baselines(self.models) if remembers else None
+        # What changes from step to step lies in tensors of their own, so that a step can be replayed as a CUDA graph.
+        gpu = self.device.type == "cuda"
+        self.rows = torch.zeros(self.batch, dtype=torch.long, device=self.device)
+        self.tau = torch.tensor(self.schedule.temperature(0), device=self.device)
+        self.beta = torch.zeros((), device=self.device)
+        self.lr = torch.tensor(settings.lr, device=self.device) if gpu else settings.lr
+        self.number = torch.zeros((), dtype=torch.long, device=self.device)
+        self.failed_at = torch.full((self.models,), -1, device=self.device)
+        self.optimizer = torch.optim.Adamax(
+            model.parameters(), lr=self.lr, foreach=True if gpu else None, capturable=gpu
+        )
+        built_in = all(model.settings[role] in ARCHITECTURES for role in ("encoder", "decoder"))
+        self.capture = gpu and built_in and all(method.captures for method in methods)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.warm = 0
         self.names = [name for name, _ in model.named_parameters()]
         self.config = {
             "model": model.settings,
@@ -292,6 +330,7 @@ class _Run:
             "data": provenance or {},
             "items": {"train": len(train), "validation": 0 if validation is None else len(validation)},
         }
+        self.board: Any = None
         self.saved_at = -math.inf
         self.saved_step: int | None = None
         self.started = time.monotonic()
@@ -306,7 +345,7 @@ class _Run:
             epoch, within = divmod(self.state.step, self.steps_per_epoch)
             if within == 0:
                 order = self._order(epoch)
-            self._step(self.train_data[order[within * self.batch : (within + 1) * self.batch]])
+            self._step(order[within * self.batch : (within + 1) * self.batch])
             self.state.step += 1
             self.state.seconds = before + time.monotonic() - self.started
             if within + 1 == self.steps_per_epoch:
@@ -326,33 +365,67 @@ class _Run:
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.train_data), generator=generator).to(self.device)
 
-    def _step(self, x: Tensor) -> None:
+    def _step(self, rows: Tensor) -> None:
         step = self.state.step
-        lr, beta = self.schedule.lr(step), self.schedule.beta(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        temperature = self.schedule.temperature(step)
-        tau = temperature[0] if len(temperature) == 1 else torch.tensor(temperature, device=self.device)
+        self.rows.copy_(rows)
+        self.number.fill_(step)
+        self.beta.fill_(self.schedule.beta(step))
+        for tau, value in zip(self.tau, self.schedule.temperature(step), strict=True):
+            tau.fill_(value)
+        if isinstance(self.lr, Tensor):
+            self.lr.fill_(self.schedule.lr(step))
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.schedule.lr(step)
+        if self.graph is not None:
+            self.graph.replay()
+        elif not self.capture:
+            self._work()
+        else:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """A few steps as they come, on a stream of their own, then the next one is recorded for all that follow."""
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            self._work()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        self.warm += 1
+        if self.warm == WARM_UP:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):  # records, runs nothing
+                self._work()
+            self.graph = graph
+
+    def _work(self) -> None:
+        """One step on what :meth:`_step` has laid out.  On a GPU nothing in here waits for the host."""
         memory = self.baselines
         self.optimizer.zero_grad(set_to_none=True)
         sse, kl = self.model.parts(
-            x,
+            self.train_data[self.rows],
             self.method,
-            tau,
+            self.tau if len(self.tau) > 1 else self.tau[0],
             self.settings.num_samples,
             memory if memory is None or self.model.population else memory[0],  # type: ignore[arg-type]
         )
         sse, kl = sse.mean(dim=-1), kl.mean(dim=-1)
-        loss = sse + beta * kl
+        loss = sse + self.beta * kl
         loss.sum().backward()  # models of a population have no parameter in common
         norm = self._clip()
-        finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
-        if not bool(finite.all()):
-            model = int((~finite).reshape(-1).nonzero()[0])
-            raise TrainingDiverged(step, self._culprit(), model, self._last_checkpoint())
+        failed = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm)).reshape(-1)
+        self.failed_at.copy_(torch.where(failed & (self.failed_at < 0), self.number, self.failed_at))
+        if self.device.type == "cpu":  # elsewhere looking means waiting: before the next row or checkpoint is early enough
+            self._raise_if_diverged()
         self.optimizer.step()
-        row = torch.stack([(sse + kl).detach(), sse.detach(), kl.detach(), norm]).double().reshape(4, -1)
-        self.state.sums = row if self.state.sums is None else self.state.sums + row
+        row = torch.stack([(sse + kl).detach(), sse.detach(), kl.detach(), norm]).double()
+        self.state.sums.add_(row.reshape(4, -1))
+
+    def _raise_if_diverged(self) -> None:
+        if bool((self.failed_at >= 0).any()):
+            steps = self.failed_at.tolist()
+            step, model = min((at, p) for p, at in enumerate(steps) if at >= 0)
+            raise TrainingDiverged(step, self._culprit(), model, self._last_checkpoint())
 
     def _clip(self) -> Tensor:
         """Scale each model's gradient to a norm of at most ``clip``; returns the norms before."""
@@ -376,11 +449,12 @@ class _Run:
         return "the loss"
 
     def _finish_epoch(self, epoch: int) -> None:
-        assert self.state.sums is not None
-        means = (self.state.sums / self.steps_per_epoch).tolist()
-        self.state.sums = None
+        means = self.state.sums / self.steps_per_epoch
+        self.state.sums.zero_()
         if epoch % self.evaluate_every and epoch != self.settings.epochs:
             return
+        self._raise_if_diverged()
+        means = means.tolist()
         held = self._validate()
         last = self.state.step - 1
         temperature = self.schedule.temperature(last)
@@ -395,6 +469,21 @@ class _Run:
             }  # fmt: skip
             self.state.history.append(row)
         self._append_metrics(self.state.history[-self.models :])
+        self._show_on_board(self.state.history[-self.models :])
+
+    def _show_on_board(self, rows: Sequence[dict[str, Any]]) -> None:
+        if self.board is None:
+            return
+        for row in rows:
+            where = f"/model {row['model']}" if self.model.population else ""
+            for name, value in row.items():
+                if value is not None and name not in {"epoch", "step", "model"}:
+                    self.board.add_scalar(name + where, value, row["step"])
+
+    def close(self) -> None:
+        """Finish what is open."""
+        if self.board is not None:
+            self.board.close()
 
     @torch.no_grad()
     def _validate(self) -> dict[str, list[float]] | None:
@@ -448,6 +537,7 @@ class _Run:
         """Write all state as one file, in one step."""
         if self.folder is None or self.saved_step == self.state.step:
             return
+        self._raise_if_diverged()
         if self.saved_step is None:
             self._rewrite_metrics()
         tensors = {f"model.{name}": value for name, value in self._weights().items()}
@@ -458,8 +548,7 @@ class _Run:
         tensors["random.torch"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        if self.state.sums is not None:
-            tensors["sums"] = self.state.sums
+        tensors["sums"] = self.state.sums
         python_version, python_words, python_gauss = random.getstate()
         numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
         numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
@@ -486,10 +575,8 @@ class _Run:
             own = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
             if own:
                 parameter = self.optimizer.param_groups[0]["params"][i]
-                # Adamax counts its steps on the CPU
-                self.optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(self.device) for key, value in own.items()
-                }
+                # without capture Adamax counts its steps on the CPU, which is where the file's tensors are
+                self.optimizer.state[parameter] = {key: value.to(self.device) for key, value in own.items()}
         torch.set_rng_state(tensors["random.torch"])
         if "random.cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
@@ -501,10 +588,8 @@ class _Run:
         if self.baselines is not None:
             for baseline, (total, norm) in zip(self.baselines, state["baselines"], strict=True):
                 baseline._sum, baseline._norm = torch.tensor(total, device=self.device), norm
-        sums = tensors.get("sums")
-        self.state = _State(
-            state["step"], state["seconds"], state["history"], None if sums is None else sums.to(self.device)
-        )
+        self.state.sums.copy_(tensors["sums"])
+        self.state.step, self.state.seconds, self.state.history = state["step"], state["seconds"], state["history"]
         self.saved_step = self.state.step
         self.saved_at = time.monotonic()
         self._rewrite_metrics()
@@ -588,12 +673,18 @@ def _check_data(model: PoissonVAE, train: Tensor, validation: Tensor | None, set
             raise ValueError(f"{name} must be (N, {model.num_pixels}) with N >= 1, got shape {tuple(data.shape)}")
         if not bool(torch.isfinite(data).all()):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
-    if settings.method == "exact" and model.phi is None:
+    names = (settings.method,) if isinstance(settings.method, str) else settings.method
+    if "exact" in names and model.phi is None:
         raise ValueError("method 'exact' needs a linear decoder: its loss has a closed form; try 'difference'")
-    if isinstance(settings.temperature, tuple) and len(settings.temperature) != (model.population or 1):
+    models = model.population or 1
+    if isinstance(settings.temperature, tuple) and len(settings.temperature) != models:
         raise ValueError(
-            f"temperature must be one number or one for each of {model.population or 1} models, "
-            f"got {len(settings.temperature)}"
+            f"temperature must be one number or one for each of {models} models, got {len(settings.temperature)}"
+        )
+    if not isinstance(settings.method, str) and len(settings.method) != model.population:
+        raise ValueError(
+            f"method must be one name or one for each of a population's {model.population} models, "
+            f"got {len(settings.method)}"
         )
 
 
@@ -602,6 +693,14 @@ def _need_safetensors() -> None:
         import safetensors.torch  # noqa: F401
     except ImportError as error:
         raise ImportError('keeping a run needs safetensors: pip install "hitchhiker[train]"') from error
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError('TensorBoard metrics need a package: pip install "hitchhiker[tensorboard]"') from error
+    return SummaryWriter
 
 
 def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -684,7 +783,9 @@ def _progress_bar(run: _Run, wanted: bool | None):
         TimeRemainingColumn(), TextColumn("{task.fields[loss]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
-        task = bar.add_task(run.settings.method, total=run.schedule.total, completed=run.state.step, loss="")
+        method = run.settings.method
+        title = method if isinstance(method, str) else f"{len(method)} models"
+        task = bar.add_task(title, total=run.schedule.total, completed=run.state.step, loss="")
 
         def advance(state: _State) -> None:
             loss = ""

@@ -177,6 +177,38 @@ def test_population_gradients_have_the_right_mean(name):
     assert z.abs().max() < 6
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_models_of_a_population_may_have_different_methods(kind):
+    """Each model's mean gradient is that of the same model alone with its own method and temperature."""
+    torch.manual_seed(0)
+    methods = ["difference", "eat-cubic", "eat-cubic", "score", "straight-through"]
+    temperatures = torch.tensor([0.0, 0.2, 0.9, 0.0, 0.0])
+    options = {"decoder": kind, "hidden": 5}
+    many, x = small(range(5), population=5, **options), data()
+
+    def gradient(model, method, temperature):
+        loss = model.loss(x, method, temperature=temperature, num_samples=40)
+        return torch.autograd.grad(loss.sum(), model.log_prior_rate)[0]
+
+    draws = torch.stack([gradient(many, methods, temperatures) for _ in range(30)])
+    together = draws.mean(0), draws.var(0)
+    for p, method in enumerate(methods):
+        alone = small(p, **options)
+        draws = torch.stack([gradient(alone, method, float(temperatures[p])) for _ in range(30)])
+        z = (together[0][p] - draws.mean(0)) / ((together[1][p] + draws.var(0)) / 30).sqrt()
+        assert z.abs().max() < 6, method
+
+
+def test_exact_beside_sampled_models():
+    x, many = data(), small([3, 8], population=2)
+    loss = many.loss(x, ["exact", "eat-cubic"])
+    torch.testing.assert_close(loss[0], small(3).loss(x, "exact"))
+    with pytest.raises(ValueError, match="method must be one, or one for each of a population's 2 models, got 3"):
+        many.loss(x, ["exact"] * 3)
+    with pytest.raises(ValueError, match="population's None models, got 1"):
+        small().loss(x, ["exact"])
+
+
 def test_temperatures_of_a_population_differ_by_model():
     """At τ = 0.01 almost all counts are whole, at τ = 1 almost none."""
     torch.manual_seed(0)

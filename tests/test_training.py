@@ -96,7 +96,7 @@ def test_gradients_are_clipped_model_by_model():
     assert a.column("grad_norm", 0)[0] > 5 * a.column("grad_norm", 1)[0]
     # Adamax ignores a constant factor, so compare what it remembers of the gradient instead of the weights
     run = training._Run(clipped, x, None, Settings(method="exact", clip=2.0, batch_size=120), None, None, 30)
-    run._step(x)
+    run._step(torch.arange(120))
     moments = [run.optimizer.state[p]["exp_avg"] / 0.1 for p in clipped.parameters()]
     norms = sum(m.square().flatten(1).sum(1) for m in moments).sqrt()
     torch.testing.assert_close(norms, torch.tensor([2.0, 2.0]), atol=1e-4, rtol=1e-4)
@@ -111,6 +111,28 @@ def test_population_trains_each_model_as_alone():
         single = fit(alone, x, x[:50], method="exact", **OPTIONS)
         torch.testing.assert_close(many.decoder.weight[p], alone.decoder.weight)
         assert together.column("val_neg_elbo", p) == pytest.approx(single.column("val_neg_elbo"), rel=1e-5)
+
+
+def test_methods_of_a_population_may_differ(tmp_path):
+    """The exact models train as alone; all of them resume bit for bit."""
+    x = data()
+    options = {**OPTIONS, "method": ("exact", "exact", "eat-cubic", "score"), "temperature": (0.0, 0.0, 0.5, 0.0)}
+
+    def four():
+        return small([1, 2, 3, 4], population=4)
+
+    many = four()
+    fit(many, x, x[:50], out=tmp_path / "unbroken", **options)
+    for p, seed in enumerate((1, 2)):
+        alone = small(seed)
+        fit(alone, x, method="exact", **OPTIONS)
+        torch.testing.assert_close(many.decoder.weight[p], alone.decoder.weight)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Run, "_step", stop_after(7))
+        with pytest.raises(Stop):
+            fit(four(), x, x[:50], out=tmp_path / "broken", checkpoint_seconds=0, **options)
+    fit(four(), x, x[:50], out=tmp_path / "broken", resume=True, **options)
+    assert rows(tmp_path / "broken") == rows(tmp_path / "unbroken")
 
 
 def test_callers_random_numbers_are_left_alone():
@@ -146,6 +168,41 @@ def test_files_of_a_run(tmp_path):
     assert float(rows(folder)[-1]["val_neg_elbo"]) == run.column("val_neg_elbo")[-1]
     loaded = training.load_model(folder)
     assert (loaded.rates(x) == model.rates(x)).all()
+
+
+def test_tensorboard_shows_the_rows_of_the_metrics(tmp_path, monkeypatch):
+    seen, opened = {}, []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            opened.append((Path(folder).name, purge_step))
+
+        def add_scalar(self, tag, value, step):
+            seen[tag, step] = value
+
+        def close(self):
+            opened.append("closed")
+
+    monkeypatch.setattr(training, "_summary_writer", lambda: Writer)
+    x = data()
+    run = fit(small([1, 2], population=2), x, x[:50], out=tmp_path, tensorboard=True, **OPTIONS)
+    assert opened == [("tensorboard", 1), "closed"]
+    for p in range(2):
+        for step, value in zip(run.column("step", p), run.column("val_neg_elbo", p), strict=True):
+            assert seen[f"val_neg_elbo/model {p}", step] == value
+    with pytest.raises(ValueError, match="tensorboard must be False when out is None"):
+        fit(small(), x, tensorboard=True, **OPTIONS)
+
+
+def test_tensorboard_itself(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = fit(small(), data(), data(), out=tmp_path, tensorboard=True, **OPTIONS)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = [event.value for event in events.Scalars("val_neg_elbo")]
+    assert shown == pytest.approx(run.column("val_neg_elbo"), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["eat-cubic", "gsm", "score"])
@@ -299,6 +356,9 @@ def test_divergence_names_the_model_of_a_population():
         ({"temperature": float("nan")}, "temperature must be >= 0, got nan"),
         ({"temperature": 0.0}, "temperature must be > 0 for method 'eat-cubic'"),
         ({"temperature": 1.5, "method": "moment-matched"}, "temperature must be <= 1.0 for method 'moment-matched'"),
+        ({"method": ("exact", "eat-cubic")}, "method must be one name or one for each of a population's None models"),
+        ({"method": ("exact", "gsm"), "temperature": (0.1,)}, "temperature must have one entry for each of 2 methods"),
+        ({"method": ("exact", "gsm"), "temperature": (0.1, 0.0)}, "temperature must be > 0 for method 'gsm'"),
         ({"temperature": (0.1, 0.2)}, "temperature must be one number or one for each of 1 models, got 2"),
         ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
         ({"epochs": 1.5}, "epochs must be a whole number >= 1, got 1.5"),

@@ -11,6 +11,7 @@ products (``population=P``): seeds, temperatures and schedules then differ by mo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -119,9 +120,13 @@ class _Dense(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(*weight.shape[:-2], 1, weight.shape[-2])) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.weight.mT
-        return y if self.bias is None else y + self.bias
+    def forward(self, x: Tensor, models: slice | int = slice(None)) -> Tensor:
+        """All models of a population, or some of them."""
+        whole = models == slice(None)
+        y = x @ (self.weight if whole else self.weight[models]).mT
+        if self.bias is None:
+            return y
+        return y + (self.bias if whole else self.bias[models])
 
 
 class PoissonVAE(nn.Module):
@@ -231,17 +236,18 @@ class PoissonVAE(nn.Module):
     def parts(
         self,
         x: Float[Tensor, "*batch pixels"],
-        method: str | Method = "eat-cubic",
-        temperature: float | Float[Tensor, " models"] = 0.1,
+        method: str | Method | Sequence[str | Method] = "eat-cubic",
+        temperature: float | Float[Tensor, "*each"] = 0.1,
         num_samples: int = 1,
-        baseline: estimators.MovingAverage | None = None,
+        baseline: estimators.MovingAverage | Baselines | None = None,
     ) -> tuple[Float[Tensor, "*models items"], Float[Tensor, "*models items"]]:
         """The two terms of the loss per item: surrogate of E‖x - decode(z)‖², and KL in nats.
 
         Parameters
         ----------
         x : (B, D), shared by a population; or (P, B, D).
-        method : name of :func:`known_methods` or a :class:`Method`.
+        method : name of :func:`known_methods` or a :class:`Method`; a population takes one, or one a model
+            (equal ones side by side are sampled together).
         temperature : τ, dimensionless; a population takes one number or P.  Unused by exact, difference,
             straight-through and score.
         num_samples : S, counts drawn per item.
@@ -250,43 +256,70 @@ class PoissonVAE(nn.Module):
         Returns two tensors (*population, B).  Raises ``ValueError`` for an unknown method, an x of the
         wrong width, or a method that the decoder does not allow (exact needs a linear one).
         """
-        method = get_method(method)
+        if isinstance(method, Sequence) and not isinstance(method, str) and len(method) != (self.population or -1):
+            raise ValueError(
+                f"method must be one, or one for each of a population's {self.population} models, got {len(method)}"
+            )
         if x.shape[-1] != self.num_pixels:
             raise ValueError(f"x must have {self.num_pixels} pixels in its last dimension, got shape {tuple(x.shape)}")
-        if method.name == "exact" and self.phi is None:
+        runs = self._runs(method)
+        if self.phi is None and any(m.name == "exact" for m, _ in runs):
             raise ValueError("method 'exact' needs a linear decoder: its loss has a closed form; try 'difference'")
         log_rate, log_prior = self.log_rates(x)
+        kl = _kl_of_log_rates(log_rate, log_prior).sum(dim=-1)
         tau = self._per_model(temperature)
-        if self.population is None or method.baseline is None:
+        if len(runs) == 1 and not isinstance(runs[0][1], int):
             f = ReconstructionError(x, self.decode, self.phi)
-            reconstruction = method.surrogate(f, log_rate, tau, num_samples, baseline)
-        else:
-            reconstruction = self._score_each(x, method, log_rate, num_samples, baseline)
-        return reconstruction, _kl_of_log_rates(log_rate, log_prior).sum(dim=-1)
+            return runs[0][0].surrogate(f, log_rate, tau, num_samples, baseline), kl  # type: ignore[arg-type]
+        memory = baseline if isinstance(baseline, Baselines) else Baselines(self.population or 1)
+        rows = []
+        for one, models in runs:
+            phi = None if self.phi is None else self.phi[models]
+            f = ReconstructionError(x if x.dim() == 2 else x[models], self._decoder_of(models), phi)
+            own = memory[models] if isinstance(models, int) and one.baseline == "moving_average" else None
+            heat = tau[models] if isinstance(tau, Tensor) and tau.dim() else tau
+            row = one.surrogate(f, log_rate[models], heat, num_samples, own)
+            rows.append(row.unsqueeze(0) if isinstance(models, int) else row)
+        return torch.cat(rows), kl
 
     def loss(
-        self, x: Float[Tensor, "*batch pixels"], method: str | Method = "eat-cubic", *, beta: float = 1.0, **options
+        self,
+        x: Float[Tensor, "*batch pixels"],
+        method: str | Method | Sequence[str | Method] = "eat-cubic",
+        *,
+        beta: float = 1.0,
+        **options,
     ) -> Float[Tensor, "*models items"]:
         """-ELBO per item up to a constant: reconstruction + β·KL (see :meth:`parts` for the options)."""
         reconstruction, kl = self.parts(x, method, **options)
         return reconstruction + beta * kl
 
-    def _score_each(self, x, method, log_rate, num_samples, baseline) -> Tensor:
-        # Baselines average over all losses they are given: each model of a population needs its own.
-        assert self.population is not None
-        memory = baseline if isinstance(baseline, Baselines) else Baselines(self.population)
-        rows = []
-        for p in range(self.population):
-            phi = None if self.phi is None else self.phi[p]
+    def _runs(self, method: str | Method | Sequence[str | Method]) -> list[tuple[Method, slice | int]]:
+        """Which models share a method.  Baselines average over all losses they are given: each model needs its own."""
+        if isinstance(method, (str, Method)):
+            one = get_method(method)
+            if self.population is None or one.baseline is None:
+                return [(one, slice(None))]
+            return [(one, p) for p in range(self.population)]
+        runs: list[tuple[Method, slice | int]] = []
+        start = 0
+        for _, group in itertools.groupby(method, lambda m: m if isinstance(m, str) else m.name):
+            members = list(group)
+            one, stop = get_method(members[0]), start + len(members)
+            runs += [(one, slice(start, stop))] if one.baseline is None else [(one, p) for p in range(start, stop)]
+            start = stop
+        return runs
 
-            def decode(z, p=p):
-                wide = z.unsqueeze(-3).expand(*z.shape[:-2], self.population, *z.shape[-2:])
-                return self.decode(wide)[..., p, :, :]
+    def _decoder_of(self, models: slice | int) -> Callable[[Tensor], Tensor]:
+        """The decoder of some models of a population."""
+        layers = list(self.decoder) if isinstance(self.decoder, nn.Sequential) else [self.decoder]
 
-            f = ReconstructionError(x if x.dim() == 2 else x[p], decode if phi is None else _times(phi), phi)
-            own = memory[p] if method.baseline == "moving_average" else None
-            rows.append(method.surrogate(f, log_rate[p], 0.0, num_samples, own))
-        return torch.stack(rows)
+        def decode(z: Tensor) -> Tensor:
+            for layer in layers:
+                z = layer(z, models) if isinstance(layer, _Dense) else layer(z)
+            return z
+
+        return decode
 
     def _per_model(self, value: float | Tensor) -> float | Tensor:
         """A setting given per model, shaped to broadcast with (P, B, K)."""
@@ -476,10 +509,6 @@ class _Batched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-
-
-def _times(phi: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda z: z @ phi.mT
 
 
 def _kl_of_log_rates(u: Tensor, v: Tensor) -> Tensor:
