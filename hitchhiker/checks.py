@@ -17,8 +17,13 @@ def as_float_tensor(name: str, value: Tensor | float, like: Tensor | None = None
     else:
         try:
             # torch would take a Python float through float32, and a float64 law would be 10⁻⁸ off
-            dtype = torch.float64 if isinstance(value, float) else None
-            tensor = torch.as_tensor(value, dtype=dtype, device=None if like is None else like.device)
+            device = None if like is None else like.device
+            if type(value) in (int, float):  # filled in place: a copy from the host would wait for a GPU
+                tensor = torch.full((), value, dtype=torch.float64 if type(value) is float else None, device=device)
+            else:
+                tensor = torch.as_tensor(
+                    value, dtype=torch.float64 if isinstance(value, float) else None, device=device
+                )
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name} must be a real number or tensor, got {value!r}") from error
         if tensor.is_floating_point():  # Python and numpy numbers follow torch's default, or the tensor beside them
@@ -33,8 +38,10 @@ def as_float_tensor(name: str, value: Tensor | float, like: Tensor | None = None
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether values may be looked at: not while torch.compile traces nor inside torch.func transforms."""
+    """Whether values may be looked at: not under torch.compile, inside torch.func, or while a CUDA graph is recorded."""
     if torch.compiler.is_compiling():
+        return False
+    if any(t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing():
         return False
     return not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
 

@@ -36,9 +36,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hitchhiker._files import write_atomically, write_json
+from hitchhiker.models.gaussian_vae import GaussianVAE
 from hitchhiker.models.methods import get_method
 from hitchhiker.models.pvae import ARCHITECTURES, Baselines, PoissonVAE
 
@@ -205,7 +206,7 @@ class _State:
 
 
 def fit(
-    model: PoissonVAE,
+    model: PoissonVAE | GaussianVAE,
     train: Float[Tensor, "items pixels"],
     validation: Float[Tensor, "held pixels"] | None = None,
     *,
@@ -279,7 +280,7 @@ class _Run:
 
     def __init__(
         self,
-        model: PoissonVAE,
+        model: PoissonVAE | GaussianVAE,
         train: Tensor,
         validation: Tensor | None,
         settings: Settings,
@@ -288,7 +289,7 @@ class _Run:
         checkpoint_seconds: float,
     ):
         self.model, self.settings = model, settings
-        self.device = model.log_prior_rate.device
+        self.device = next(model.parameters()).device
         self.models = model.population or 1
         self.train_data = train.to(self.device)
         self.validation = None if validation is None else validation.to(self.device)
@@ -415,7 +416,9 @@ class _Run:
         norm = self._clip()
         failed = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm)).reshape(-1)
         self.failed_at.copy_(torch.where(failed & (self.failed_at < 0), self.number, self.failed_at))
-        if self.device.type == "cpu":  # elsewhere looking means waiting: before the next row or checkpoint is early enough
+        if (
+            self.device.type == "cpu"
+        ):  # elsewhere looking means waiting: before the next row or checkpoint is early enough
             self._raise_if_diverged()
         self.optimizer.step()
         row = torch.stack([(sse + kl).detach(), sse.detach(), kl.detach(), norm]).double()
@@ -449,11 +452,11 @@ class _Run:
         return "the loss"
 
     def _finish_epoch(self, epoch: int) -> None:
-        means = self.state.sums / self.steps_per_epoch
+        average = self.state.sums / self.steps_per_epoch
         self.state.sums.zero_()
         if epoch % self.evaluate_every and epoch != self.settings.epochs:
             return
-        self._raise_if_diverged()
+        means = average.tolist()
         means = means.tolist()
         held = self._validate()
         last = self.state.step - 1
@@ -631,18 +634,40 @@ class _Run:
 # --- reading a run back
 
 
-def load_model(folder: str | PathLike[str]) -> PoissonVAE:
+def load_model(
+    folder: str | PathLike[str], *, encoder: nn.Module | None = None, decoder: nn.Module | None = None
+) -> PoissonVAE | GaussianVAE:
     """The trained model of a finished run's folder.
 
-    Raises ``ValueError`` naming the folder when it holds no finished run.
+    Parameters
+    ----------
+    folder : the run's ``out``.
+    encoder, decoder : modules of the same structure, for a run with your own; their weights are overwritten.
+
+    Raises ``ValueError`` naming the folder when it holds no finished run, or the module that is missing or does not fit.
     """
     _need_safetensors()
     folder = Path(folder)
     if not (folder / WEIGHTS).exists():
         raise ValueError(f"folder must hold a finished run ({WEIGHTS}), got {str(folder)!r}")
     tensors, metadata = _read_safetensors(folder / WEIGHTS)
-    model = PoissonVAE(**json.loads(metadata["config"])["model"])
-    model.load_state_dict(tensors)
+    settings = json.loads(metadata["config"])["model"]
+    for role, module in (("encoder", encoder), ("decoder", decoder)):
+        own = settings[role] not in ARCHITECTURES
+        if own and module is None:
+            raise ValueError(f"{role} must be given, a {settings[role]} of the run's structure, got None")
+        if module is not None:
+            if not own:
+                raise ValueError(f"{role} must be None for a run with the {role} {settings[role]!r}, got a module")
+            settings[role] = module
+    gaussian = settings.pop("code", "poisson") == "gaussian"
+    if gaussian:
+        settings = {name: value for name, value in settings.items() if name not in {"encoder", "decoder"}}
+    model = GaussianVAE(**settings) if gaussian else PoissonVAE(**settings)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {str(folder)!r} do not fit the model: {error}") from error
     return model
 
 
@@ -665,7 +690,7 @@ def _settings(options: dict[str, Any]) -> Settings:
     return Settings(**options)
 
 
-def _check_data(model: PoissonVAE, train: Tensor, validation: Tensor | None, settings: Settings) -> None:
+def _check_data(model: PoissonVAE | GaussianVAE, train: Tensor, validation: Tensor | None, settings: Settings) -> None:
     for name, data in (("train", train), ("validation", validation)):
         if data is None:
             continue

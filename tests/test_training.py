@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hitchhiker import _files, training
-from hitchhiker.models import PoissonVAE
+from hitchhiker import _files, checks, training
+from hitchhiker.models import PoissonVAE, get_method, known_methods
 from hitchhiker.training import CHECKPOINT, METRICS, WEIGHTS, Settings, fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,6 +169,23 @@ def test_files_of_a_run(tmp_path):
     assert float(rows(folder)[-1]["val_neg_elbo"]) == run.column("val_neg_elbo")[-1]
     loaded = training.load_model(folder)
     assert (loaded.rates(x) == model.rates(x)).all()
+
+
+def test_your_own_modules_are_read_back(tmp_path):
+    def decoder():
+        return torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Tanh())
+
+    x, model = data(), PoissonVAE(9, 4, decoder=decoder())
+    fit(model, x, out=tmp_path, **OPTIONS)
+    loaded = training.load_model(tmp_path, decoder=decoder())
+    z = torch.rand(5, 4)
+    assert (loaded.decode(z) == model.decode(z)).all()
+    with pytest.raises(ValueError, match="decoder must be given, a Sequential of the run's structure, got None"):
+        training.load_model(tmp_path)
+    with pytest.raises(ValueError, match="encoder must be None for a run with the encoder 'linear'"):
+        training.load_model(tmp_path, decoder=decoder(), encoder=torch.nn.Linear(9, 4))
+    with pytest.raises(ValueError, match="do not fit the model"):
+        training.load_model(tmp_path, decoder=torch.nn.Linear(4, 9))
 
 
 def test_tensorboard_shows_the_rows_of_the_metrics(tmp_path, monkeypatch):
@@ -438,3 +456,38 @@ def test_on_a_gpu(tmp_path, method):
     fit(again, x, x[:50], out=tmp_path / "a", resume=True, method=method, **OPTIONS)
     assert (again.decoder.weight == model.decoder.weight).all()
     assert torch.isfinite(model.evaluate(x.to("cuda")).neg_elbo)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", ["exact", "eat-cubic", "eat-sigmoid", "difference", "straight-through"])
+def test_a_replayed_step_is_the_step(monkeypatch, method):
+    x, runs = data(), []
+    for warm_up in (training.WARM_UP, 10**9):
+        monkeypatch.setattr(training, "WARM_UP", warm_up)
+        model = small().to("cuda")
+        runs.append((model, fit(model, x, x[:50], method=method, anneal=True, **OPTIONS)))
+    for a, b in zip(runs[0][0].parameters(), runs[1][0].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert runs[0][1].column("val_neg_elbo") == pytest.approx(runs[1][1].column("val_neg_elbo"), rel=1e-5)
+
+
+def step_without_values(monkeypatch, method):
+    """One step on tensors that have shapes and no values: whoever looks at one raises."""
+    monkeypatch.setattr(checks, "readable", lambda *tensors: False)  # as while a CUDA graph is recorded
+    with FakeTensorMode():
+        run = training._Run(small(), data(), None, Settings(method=method, batch_size=20), None, None, 30)
+        run.device = torch.device("cuda")  # so that the step itself does not look either
+        run.optimizer.step = lambda: None  # Adamax counts on the host unless the parameters are on a GPU
+        run._work()
+
+
+@pytest.mark.parametrize("method", [name for name in known_methods() if get_method(name).captures])
+def test_a_captured_step_never_waits_for_the_host(monkeypatch, method):
+    step_without_values(monkeypatch, method)
+
+
+@pytest.mark.parametrize("method", ["gsm", "moment-matched"])
+def test_methods_that_look_at_values_are_not_captured(monkeypatch, method):
+    assert not get_method(method).captures
+    with pytest.raises(RuntimeError):
+        step_without_values(monkeypatch, method)

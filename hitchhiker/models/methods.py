@@ -30,6 +30,8 @@ class Method:
     uses_temperature : whether τ matters; the others sample the true Poisson law.
     max_temperature : the largest τ that the method allows, or None.
     baseline : of the score function; "moving_average" keeps a memory between steps.
+    captures : whether a step of it is device work only, so that a CUDA graph can replay it.  GSM looks at the largest
+        rate, moment matching at the temperature, a moving average at its count: they run step by step.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Method:
     uses_temperature: bool = True
     max_temperature: float | None = None
     baseline: str | None = None
+    captures: bool = True
 
     def surrogate(
         self,
@@ -72,12 +75,12 @@ def _midpoint(f, q, num_samples):
 def _others() -> list[Method]:
     poisson = _eat("cubic")  # at temperature 0 only its rate is looked at
     return [
-        Method("gsm", _gsm, estimators.pathwise),
+        Method("gsm", _gsm, estimators.pathwise, captures=False),
         Method("exact", poisson, estimators.exact, uses_temperature=False),
         Method("difference", poisson, estimators.difference, uses_temperature=False),
         Method("straight-through", poisson, estimators.straight_through, uses_temperature=False),
         Method("straight-through:midpoint", poisson, _midpoint, uses_temperature=False),
-        Method("moment-matched", poisson, estimators.moment_matched, max_temperature=1.0),
+        Method("moment-matched", poisson, estimators.moment_matched, max_temperature=1.0, captures=False),
         *(
             Method(
                 "score:" + str(baseline).lower().replace("_", "-"),
@@ -85,6 +88,7 @@ def _others() -> list[Method]:
                 estimators.score_function,
                 uses_temperature=False,
                 baseline=baseline,
+                captures=baseline != "moving_average",
             )
             for baseline in estimators.BASELINES
         ),
