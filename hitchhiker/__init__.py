@@ -17,11 +17,15 @@ from hitchhiker import estimators, fidelity, gradient_quality, indicators, linea
 from hitchhiker.relaxations.arrival_time import EATPoisson
 from hitchhiker.relaxations.com_poisson import ConwayMaxwellPoisson, GSMConwayMaxwellPoisson
 from hitchhiker.relaxations.common import poisson_kl
+from hitchhiker.relaxations.doubly_stochastic import EATModulatedPoisson
+from hitchhiker.relaxations.erlang import EATErlang
 from hitchhiker.relaxations.gumbel_softmax import GSMPoisson, GumbelSoftmaxCount
 from hitchhiker.relaxations.negative_binomial import EATNegativeBinomial, GSMNegativeBinomial
 
 __all__ = [
     "ConwayMaxwellPoisson",
+    "EATErlang",
+    "EATModulatedPoisson",
     "EATNegativeBinomial",
     "EATPoisson",
     "GSMConwayMaxwellPoisson",

@@ -74,6 +74,29 @@ def com_poisson(arguments: dict[str, Any], k: np.ndarray) -> np.ndarray:
     return k * log_rate - nu * special.gammaln(k + 1) - normaliser
 
 
+def erlang(arguments: dict[str, Any], k: np.ndarray) -> np.ndarray:
+    """Fine counts of rate stages·λ, rounded at random to multiples of ``stages``; or rounded down if ordinary."""
+    rate = arguments["rate"] if "rate" in arguments else np.exp(arguments["log_rate"])
+    n, ordinary = arguments.get("stages", 2), arguments.get("ordinary", False)
+    terms = [
+        stats.poisson.logpmf(n * k + i, n * rate) + (0.0 if ordinary else np.log1p(-abs(i) / n))
+        for i in range(0 if ordinary else 1 - n, n)
+    ]
+    return special.logsumexp(np.stack(np.broadcast_arrays(*terms)), axis=0)
+
+
+def modulated(arguments: dict[str, Any], k: np.ndarray) -> np.ndarray:
+    rate = arguments["rate"] if "rate" in arguments else np.exp(arguments["log_rate"])
+    variance = np.asarray(arguments["gain_variance"])
+    if arguments.get("gain", "gamma") == "gamma":
+        return stats.nbinom.logpmf(k, 1 / variance, 1 / (1 + variance * rate))
+    s = np.sqrt(np.log1p(variance))
+    e = np.linspace(-20, 20, 801).reshape(-1, *([1] * k.ndim))
+    gain = s * e - s**2 / 2
+    terms = k * (np.log(rate) + gain) - rate * np.exp(gain) - e**2 / 2
+    return special.logsumexp(terms, axis=0) + np.log(0.05) - special.gammaln(k + 1) - 0.5 * np.log(2 * np.pi)
+
+
 TEMPERATURE = (
     ({"temperature": -0.1}, "temperature must be >= 0 and finite, got -0.1"),
     ({"temperature": NAN}, "temperature must be >= 0 and finite, got nan"),
@@ -153,6 +176,38 @@ REGISTRY: dict[str, Law] = {
         log_pmf=table,
         options={"hard": True},
         event_dims=1,
+    ),
+    "EATErlang": Law(
+        cases=(
+            {"rate": [0.3, 2.0, 7.0], "stages": 3, "temperature": 0.5},
+            {"log_rate": [[-1.0], [1.5]], "stages": 2, "temperature": [0.1, 0.4, 2.0], "indicator": "cosine"},
+            {"rate": 3.0, "stages": 4, "temperature": 0.3, "indicator": "linear", "hard": True},
+            {"rate": [0.5, 3.0], "stages": 5, "temperature": 0.3, "ordinary": True},
+        ),
+        bad=(*RATE, *TEMPERATURE, *INDICATOR, *count("stages", optional=False)),
+        tensors=("rate", "log_rate"),
+        log_pmf=erlang,
+        options={"indicator": hh.indicators.get("quintic"), "stages": 6, "ordinary": True, "hard": True},
+    ),
+    "EATModulatedPoisson": Law(
+        cases=(
+            {"rate": [0.3, 2.0, 7.0], "gain_variance": 0.5, "temperature": 0.5},
+            {"log_rate": [[-1.0], [1.5]], "gain_variance": [0.1, 0.4, 1.0], "temperature": 0.2, "gain": "lognormal"},
+            {"rate": 3.0, "gain_variance": 0.2, "temperature": 0.3, "indicator": "sigmoid", "hard": True},
+        ),
+        bad=(
+            *RATE,
+            *TEMPERATURE,
+            *INDICATOR,
+            ({"gain_variance": -0.1}, "gain_variance must be >= 0 and finite, got -0.1"),
+            ({"gain_variance": NAN}, "gain_variance must be >= 0 and finite, got nan"),
+            ({"gain_variance": INF}, "gain_variance must be >= 0 and finite, got inf"),
+            ({"gain_variance": torch.ones(7)}, "must broadcast"),
+            ({"gain": "beta"}, "gain must be one of ('gamma', 'lognormal'), got 'beta'"),
+        ),
+        tensors=("rate", "log_rate", "gain_variance"),
+        log_pmf=modulated,
+        options={"indicator": hh.indicators.get("quintic"), "gain": "lognormal", "hard": True},
     ),
     "EATNegativeBinomial": Law(
         cases=(

@@ -69,7 +69,7 @@ class RateLaw(RelaxedCount):
     """
 
     arg_constraints = {"rate": constraints.nonnegative, "log_rate": constraints.real}  # noqa: RUF012
-    _tensors = ("rate", "log_rate", "temperature")
+    _tensors: tuple[str, ...] = ("rate", "log_rate", "temperature")
 
     def __init__(self, rate, log_rate, temperature, validate_args: bool | None, **others: Tensor):
         if (rate is None) == (log_rate is None):
