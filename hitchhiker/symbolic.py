@@ -143,6 +143,20 @@ def roughness(indicator: Indicator) -> Expression:
     return sp.simplify(_integrate(sp.diff(f, u) ** 2, -1, 1))
 
 
+def outer_roughness(indicator: Indicator) -> Expression:
+    """J₂ = ∫ u² f'² du, what heat adds to the noise: Var(dz/dλ) = (B + τ²J₂)/(τλ) for τ <= 1 and compact support.
+
+    Raises ``ValueError`` for an indicator without compact support.
+
+    >>> outer_roughness("cubic"), outer_roughness("linear")
+    (3/35, 1/6)
+    """
+    soft = get(indicator)
+    if not soft.is_compact:
+        raise ValueError(f"indicator must have compact support, got {soft.name!r}")
+    return sp.simplify(_integrate(u**2 * sp.diff(expression(soft), u) ** 2, -1, 1))
+
+
 def gradient_mean(indicator: Indicator, regime: Regime = "cold") -> Expression:
     """E[dz/dλ] = ∫_{-∞}^{1/τ} f'(u)(1 - τu) du: Campbell's theorem for each arrival's slope.
 
@@ -336,6 +350,7 @@ __all__ = [
     "mean_factor",
     "mu",
     "negative_binomial_moments",
+    "outer_roughness",
     "r",
     "roughness",
     "table2",
