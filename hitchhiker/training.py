@@ -456,8 +456,8 @@ class _Run:
         self.state.sums.zero_()
         if epoch % self.evaluate_every and epoch != self.settings.epochs:
             return
+        self._raise_if_diverged()
         means = average.tolist()
-        means = means.tolist()
         held = self._validate()
         last = self.state.step - 1
         temperature = self.schedule.temperature(last)
