@@ -91,7 +91,7 @@ def modulated(arguments: dict[str, Any], k: np.ndarray) -> np.ndarray:
     if arguments.get("gain", "gamma") == "gamma":
         return stats.nbinom.logpmf(k, 1 / variance, 1 / (1 + variance * rate))
     s = np.sqrt(np.log1p(variance))
-    e = np.linspace(-20, 20, 2001).reshape(-1, *([1] * k.ndim))
+    e = np.linspace(-30, 50, 4001).reshape(-1, *([1] * k.ndim))
     gain = s * e - s**2 / 2
     terms = k * (np.log(rate) + gain) - rate * np.exp(gain) - e**2 / 2
     return special.logsumexp(terms, axis=0) + np.log(0.02) - special.gammaln(k + 1) - 0.5 * np.log(2 * np.pi)
