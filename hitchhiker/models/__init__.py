@@ -1,6 +1,6 @@
 """Models that learn through counts, and the registry of methods that they can be trained with."""
 
-from .features import noise_orientation_index, orientation_index
+from .features import noise_orientation_index, orientation_index, spread_index
 from .gaussian_vae import GaussianEvaluation, GaussianVAE, best_linear_gaussian
 from .glm import GLM, Observation, add_observation, choose_history, fit_glm
 from .methods import Method, get_method, known_methods
@@ -36,4 +36,5 @@ __all__ = [
     "particle_filter",
     "poglm_methods",
     "recovery",
+    "spread_index",
 ]
