@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 (failed), 2 (bad argument) or 130 (Ctrl-C)."""
     if typer is None:
         return _complain(HINT, 1)
+    from hitchhiker.sweep import SweepFailed
     from hitchhiker.training import TrainingDiverged
 
     try:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("stopped", 130)
     except ImportError as error:
         return _complain(error if "pip install" in str(error) else f"{HINT} ({error})", 1)
-    except (TrainingDiverged, OSError) as error:
+    except (TrainingDiverged, SweepFailed, OSError) as error:
         return _complain(error.strerror or error if isinstance(error, OSError) else error, 1)
     except Exception as error:
         # typer's own errors; which library defines them depends on its version
@@ -68,9 +69,13 @@ if typer is not None:
     )
     train_app = typer.Typer(help="Train a model; any run can be stopped and resumed.", no_args_is_help=True)
     app.add_typer(train_app, name="train")
+    sweep_app = typer.Typer(help="Train a grid of models; any sweep can be stopped and resumed.", no_args_is_help=True)
+    app.add_typer(sweep_app, name="sweep")
+    from hitchhiker import pvae_sweep as _pvae_sweep
     from hitchhiker import reproduce as _reproduce
 
     _reproduce.register(app)  # hitchhiker reproduce figure-1 [--full]
+    _pvae_sweep.register(sweep_app)  # hitchhiker sweep pvae
 
     def _print_version(wanted: bool) -> None:
         if wanted:
@@ -134,6 +139,9 @@ if typer is not None:
                 metavar="LOW HIGH",
             ),
         ] = (-3.0, -2.0),
+        tensorboard: Annotated[
+            bool, typer.Option("--tensorboard", help="Write the metrics to OUT/tensorboard too.")
+        ] = False,
         seed: Annotated[int, typer.Option(help="Seed of patches, weights, order and counts.")] = 0,
         device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "cpu",
         threads: Annotated[int, typer.Option(help="CPU threads (0: torch's default).")] = 0,
@@ -153,16 +161,25 @@ if typer is not None:
         given: dict[str, Any] = {
             name: value
             for name, value in context.params.items()
-            if name not in {"out", "resume", "quiet", "checkpoint_every"}
+            if name not in {"out", "resume", "quiet", "checkpoint_every", "tensorboard"}
         }
         given["prior"] = list(given["prior"])  # as JSON gives it back
         given["images"] = None if images is None else str(images)
         explicit = {name for name in given if _was_typed(context, name)}
-        run_pvae(out, given, explicit, resume=resume, quiet=quiet, checkpoint_every=checkpoint_every)
+        run_pvae(
+            out, given, explicit, resume=resume, quiet=quiet, checkpoint_every=checkpoint_every, tensorboard=tensorboard
+        )
 
 
 def run_pvae(
-    out: Path, given: dict[str, Any], explicit: set[str], *, resume: bool, quiet: bool, checkpoint_every: float
+    out: Path,
+    given: dict[str, Any],
+    explicit: set[str],
+    *,
+    resume: bool,
+    quiet: bool,
+    checkpoint_every: float,
+    tensorboard: bool = False,
 ) -> None:
     """What ``hitchhiker train pvae`` does, after its arguments are parsed."""
     import torch
@@ -218,6 +235,7 @@ def run_pvae(
             provenance={**patches.provenance, "command": given},
             progress=not quiet,
             checkpoint_seconds=checkpoint_every,
+            tensorboard=tensorboard,
         )
     except KeyboardInterrupt as stop:
         again = shlex.join(["hitchhiker", "train", "pvae", "--out", str(out), "--resume"])

@@ -50,3 +50,23 @@ def noise_orientation_index(num_pixels: int, quantile: float = 0.99, *, num_draw
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(num_draws, num_pixels, generator=generator)
     return float(orientation_index(noise).quantile(quantile))
+
+
+def spread_index(features: Float[Tensor, "*batch pixels"]) -> Float[Tensor, "*batch"]:
+    """Over what part of the patch a feature's energy is spread: (Σ_i e_i)² / (D Σ_i e_i²), e_i the square of pixel i.
+
+    1/D for a single pixel, 1 for equal energy everywhere, 1/3 for white noise; small is localised.
+
+    Parameters
+    ----------
+    features : (..., D), any unit.
+
+    Returns (...), dimensionless; 0 for a feature of zeros.
+
+    >>> spread_index(torch.eye(4)[0]), spread_index(torch.ones(4))
+    (tensor(0.2500), tensor(1.))
+    """
+    energy = features.double().square()
+    fourth = energy.square().sum(dim=-1)
+    share = energy.sum(dim=-1).square() / (energy.shape[-1] * fourth.clamp(min=torch.finfo(torch.float64).tiny))
+    return torch.where(fourth > 0, share, 0.0).to(features.dtype)
