@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hitchhiker.checks import require_count
+from hitchhiker.relaxations.com_poisson import ConwayMaxwellPoisson
+from hitchhiker.relaxations.doubly_stochastic import EATModulatedPoisson
 
 # --- links and observation laws: one entry each
 
@@ -99,6 +101,56 @@ def get_observation(name: str | Observation) -> Observation:
 
 
 add_observation(Observation("poisson", _poisson_log_prob, lambda rate, dispersion: torch.poisson(rate)))
+
+
+def _modulated_log_prob(counts: Tensor, rate: Tensor, dispersion: Tensor | None = None) -> Tensor:
+    assert dispersion is not None
+    r, spread = 1 / dispersion, dispersion * rate
+    ways = torch.lgamma(counts + r) - torch.lgamma(r) - torch.lgamma(counts + 1)
+    return ways + counts * (spread.log() - torch.log1p(spread)) - r * torch.log1p(spread)
+
+
+def _modulated_sample(rate: Tensor, dispersion: Tensor | None) -> Tensor:
+    assert dispersion is not None
+    return EATModulatedPoisson(rate=rate, gain_variance=dispersion, validate_args=False).sample()
+
+
+#: a smaller ν counts as this one: its law has a Fano factor near 20, and the sum over counts grows like 1/ν
+MIN_NU = 0.05
+
+
+def _com_log_prob(counts: Tensor, rate: Tensor, dispersion: Tensor | None = None) -> Tensor:
+    """ν (n ln rate - ln n!) - ln Z: the Conway-Maxwell-Poisson law whose λ is rate^ν, so that the rate is near the mean."""
+    assert dispersion is not None
+    nu = dispersion.clamp(min=MIN_NU)
+    # the pmf falls below e^-36 of its peak, float64's last digit, where its relative entropy is 36/ν
+    top, depth, most = float(rate.detach().max()), 36 / float(nu.detach().min()), 8
+    while (last := top + most) * math.log(last / top) - most < depth:
+        most *= 2
+    m = torch.arange(int(last) + 1, dtype=rate.dtype, device=rate.device).view(-1, *([1] * rate.dim()))
+    log_rate = rate.log()
+    normaliser = torch.logsumexp(nu * (m * log_rate - torch.lgamma(m + 1)), dim=0)
+    return nu * (counts * log_rate - torch.lgamma(counts + 1)) - normaliser
+
+
+def _com_sample(rate: Tensor, dispersion: Tensor | None) -> Tensor:
+    assert dispersion is not None
+    rate, nu = torch.broadcast_tensors(rate, dispersion.clamp(min=MIN_NU))
+    return ConwayMaxwellPoisson((nu * rate.log()).exp(), nu, validate_args=False).sample()
+
+
+add_observation(
+    Observation(
+        "negative-binomial", _modulated_log_prob, _modulated_sample, 0.1,
+        "variance of a Gamma gain on the rate: mean rate, variance rate + dispersion·rate², r = 1/dispersion",
+    )
+)  # fmt: skip
+add_observation(
+    Observation(
+        "com-poisson", _com_log_prob, _com_sample, 1.0,
+        "ν, about 1/Fano: below 1 over-dispersed, above 1 under-dispersed; λ is rate^ν, so that the mean is near the rate",
+    )
+)  # fmt: skip
 
 
 # --- small parts shared with the models of hidden neurons
