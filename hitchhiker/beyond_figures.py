@@ -101,7 +101,9 @@ def relaxed_law(
     fraction[: share.size], one[per_count] = share / share.sum(), 1.0
     fraction_hat, one_hat = np.fft.rfft(fraction), np.fft.rfft(one)
     hat = np.exp(rate * certain * (one_hat - 1) + rate * window * (fraction_hat - 1))
-    p, q = (torch.from_numpy(np.fft.irfft(x, size)) for x in (hat, hat * fraction_hat))
+    p, q = (np.fft.irfft(x, size) for x in (hat, hat * fraction_hat))
+    # what is left of the transform's rounding must not meet an F that grows
+    p, q = (torch.from_numpy(np.where(x > 1e-16, x, 0.0)) for x in (p, q))
     return GridLaw(torch.arange(size, dtype=torch.float64) / per_count, p, q, certain, window)
 
 
