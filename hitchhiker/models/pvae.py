@@ -272,14 +272,21 @@ class PoissonVAE(nn.Module):
             f = ReconstructionError(x, self.decode, self.phi)
             return runs[0][0].surrogate(f, log_rate, tau, num_samples, baseline), kl  # type: ignore[arg-type]
         memory = baseline if isinstance(baseline, Baselines) else Baselines(self.population or 1)
+        sizes = [1 if isinstance(m, int) else m.stop - m.start for _, m in runs]
+        # split, not indexed one by one: the gradient of an index fills a whole tensor with zeros, that of a split does not
+        rates = log_rate.split(sizes)
+        phis = [None] * len(runs) if self.phi is None else self.phi.split(sizes)
         rows = []
-        for one, models in runs:
-            phi = None if self.phi is None else self.phi[models]
-            f = ReconstructionError(x if x.dim() == 2 else x[models], self._decoder_of(models), phi)
+        for (one, models), u, phi in zip(runs, rates, phis, strict=True):
+            alone = isinstance(models, int)
+            if alone:
+                u, phi = u.squeeze(0), None if phi is None else phi.squeeze(0)
+            decode = self._decoder_of(models) if phi is None else _times(phi)
+            f = ReconstructionError(x if x.dim() == 2 else x[models], decode, phi)
             own = memory[models] if isinstance(models, int) and one.baseline == "moving_average" else None
             heat = tau[models] if isinstance(tau, Tensor) and tau.dim() else tau
-            row = one.surrogate(f, log_rate[models], heat, num_samples, own)
-            rows.append(row.unsqueeze(0) if isinstance(models, int) else row)
+            row = one.surrogate(f, u, heat, num_samples, own)
+            rows.append(row.unsqueeze(0) if alone else row)
         return torch.cat(rows), kl
 
     def loss(
@@ -509,6 +516,10 @@ class _Batched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
+def _times(phi: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda z: z @ phi.mT
 
 
 def _kl_of_log_rates(u: Tensor, v: Tensor) -> Tensor:
