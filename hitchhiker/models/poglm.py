@@ -35,7 +35,7 @@ from .particle import Refined, hidden_matrix, particle_em, particle_filter, visi
 
 ENCODERS = ("conv", "forward", "forward-backward", "forward-self")
 KL_FORMS = ("analytic", "sampled")
-INITIAL = ("paper", "small")
+INITIAL = ("paper", "library", "small")
 LOCAL_SCORE = "score:local"
 
 
@@ -76,7 +76,8 @@ class POGLM(nn.Module):
     channels : tanh units of a hidden layer of the encoder; None for a linear one, as in G.2.
     link, max_rate : of the network: f, and the clamp of its rates (counts per bin; the authors' code has 10).
         Posterior rates are softplus, clamped likewise.
-    initial : ``"paper"`` draws all from N(0, 0.5²) (G.2); ``"small"`` draws small weights and starts hidden rates at 0.3.
+    initial : ``"paper"`` draws all from N(0, 0.5²) (G.2); ``"library"`` as torch's convolutions do, U(-1/√n, 1/√n) for n
+        inputs; ``"small"`` draws small weights and starts hidden rates at 0.3.
 
     Attributes ``weights`` (*population, N, N, K), ``weights[..., n, m, k-1]`` from m to n, visible neurons first, and
     ``bias`` (*population, N).
@@ -157,18 +158,21 @@ class POGLM(nn.Module):
         rest = float(get_link("softplus").inverse(torch.tensor(0.3)))
         start = float(get_link(self.link).inverse(torch.tensor(0.3)))
         last = "readout" if self.channels is not None else "encoder"
+        fan_in = {"weights": n * self.history, "encoder": inputs, "readout": self.channels or 0, "self": h * self.width}
+
+        def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+            width = 1 / math.sqrt(fan_in["weights" if name == "bias" else name.partition("_")[0]])
+            if initial == "paper":
+                return 0.5 * torch.randn(shape, generator=generator)
+            if initial == "library":
+                return width * (2 * torch.rand(shape, generator=generator) - 1)
+            if name.endswith("bias"):
+                return torch.full(shape, start if name == "bias" else rest if name.startswith(last) else 0.0)
+            hidden_layer = name == "encoder_weight" and self.channels is not None
+            return (width if hidden_layer else 0.1 * width) * torch.randn(shape, generator=generator)
+
         for name, shape in shapes.items():
-            scale, centre = 0.5, 0.0
-            if initial == "small":
-                fan_in = math.prod(shape[1:]) if len(shape) > 1 else 1
-                scale = (
-                    1 / math.sqrt(fan_in)
-                    if name.startswith("encoder_w") and last == "readout"
-                    else 0.1 / math.sqrt(fan_in)
-                )
-                if name.endswith("bias"):
-                    scale, centre = 0.0, start if name == "bias" else rest if name.startswith(last) else 0.0
-            draws = [scale * torch.randn(shape, generator=_generator(s, name)) + centre for s in seeds]
+            draws = [draw(name, shape, _generator(s, name)) for s in seeds]
             setattr(self, name, nn.Parameter(torch.stack(draws).view(*self.population, *shape)))
 
     @property
