@@ -243,15 +243,15 @@ def search(pieces: int = 12, variance_lost: float = 0.0, seed: int = 0, symmetri
     Raises
     ------
     ValueError
-        for fewer than 2 pieces, a δ outside [0, 0.25], or both δ > 0 and no symmetry.
+        for fewer than 2 pieces, a δ outside [0, 0.2] (where τ = δ/A stays below 1), or both δ > 0 and no symmetry.
 
     >>> round(search(8).ratio, 3)
     1.0
     """
     if pieces < 2:
         raise ValueError(f"pieces must be >= 2, got {pieces}")
-    if not 0 <= variance_lost <= 0.25:
-        raise ValueError(f"variance_lost must be in [0, 0.25], got {variance_lost}")
+    if not 0 <= variance_lost <= 0.2:
+        raise ValueError(f"variance_lost must be in [0, 0.2], got {variance_lost}")
     if variance_lost and not symmetric:
         raise ValueError(f"variance_lost must be 0 without symmetry, got {variance_lost}")
     knots = np.linspace(-1, 1, pieces + 1)
