@@ -3,9 +3,9 @@
 A group is one population: models that share method, samples a step and batches, and differ by temperature and seed (and,
 under strong coupling, by network).  Presets are those of :func:`hitchhiker.datasets.synthetic_poglm`:
 
-- ``released``, ``paper``: the paper's recipe on one data set a sweep; weights start as torch's convolutions do
-  (``released``) or from N(0, 0.5²) (``paper``, as the text says: 500 steps of 0.001 are then too few).  408 runs are distinct; the paper's 528 count the
-  score function, which has no temperature, once for each of eleven.
+- ``released``, ``paper``: the paper's recipe on one data set a sweep.  Weights start as torch's convolutions do
+  (``released``) or from N(0, 0.5²) (``paper``, as the text says: 500 steps of 0.001 are then too few).  408 runs are
+  distinct; the paper's 528 count the score function, which has no temperature, once for each of eleven.
 - ``strong``: hidden neurons that matter; five networks, gradients compared, then particle EM.
 
 Every row has the metrics of Figure 14 on test sequences, the likelihood by particle filter, and what it gains on the

@@ -28,7 +28,7 @@ PRESETS = ("paper", "released", "strong")
 PARASOL_URL = "https://pillowlab.princeton.edu/data/data_RGCs.zip"
 PARASOL_TERMS = (
     "Macaque parasol cells recorded by Uzzell & Chichilnisky (2004), shared by the Pillow lab for tutorial use only: "
-    "do not redistribute, and ask them before any publication."
+    "not to be passed on; for anything else ask the authors."
 )
 
 
@@ -385,7 +385,7 @@ def parasol_cells(
     try:
         path = pooch.retrieve(
             url, known_hash, fname="data_RGCs.zip", path=folder,
-            downloader=pooch.HTTPDownloader(progressbar=progress, timeout=60) if url.startswith("http") else None,
+            downloader=pooch.HTTPDownloader(progressbar=progress, timeout=60),
         )  # fmt: skip
     except OSError as error:  # requests' exceptions are OSErrors
         raise ConnectionError(f"{url} could not be downloaded: {error}") from error
