@@ -72,12 +72,14 @@ if typer is not None:
     sweep_app = typer.Typer(help="Train a grid of models; any sweep can be stopped and resumed.", no_args_is_help=True)
     app.add_typer(sweep_app, name="sweep")
     from hitchhiker import poglm_sweep as _poglm_sweep
+    from hitchhiker import poglm_train as _poglm_train
     from hitchhiker import pvae_sweep as _pvae_sweep
     from hitchhiker import reproduce as _reproduce
 
     _reproduce.register(app)  # hitchhiker reproduce figure-1 [--full]
     _pvae_sweep.register(sweep_app)  # hitchhiker sweep pvae
     _poglm_sweep.register(sweep_app)  # hitchhiker sweep poglm
+    _poglm_train.register(train_app)  # hitchhiker train poglm
 
     def _print_version(wanted: bool) -> None:
         if wanted:
