@@ -77,8 +77,8 @@ PRESETS: dict[str, Preset] = {
         plan="matched",
     ),
     "budget": Preset(
-        "laptop sizes: nine methods after 1,500, 7,500, 37,500 and 240,000 steps",
-        size=8, latents=64, patches=30_000, batch=48, epochs=(3, 15, 75, 480), lr=0.02, prior=(-3.0, -2.0), plan="budget",
+        "nine methods after 1,500, 7,500, 37,500 and 240,000 steps: laptop sizes, batches of 32",
+        size=8, latents=64, patches=30_000, batch=32, epochs=(2, 10, 50, 320), lr=0.02, prior=(-3.0, -2.0), plan="budget",
     ),
     "smoke": Preset(
         "all groups of the paper, one seed, a few steps: seconds, to see that it works",
