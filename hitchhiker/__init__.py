@@ -44,7 +44,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 #: rooms of their own, which the core never imports: they are there as soon as they are named
-_ROOMS = ("datasets", "figures", "models", "plotting", "reproduce", "symbolic", "testing", "training")
+_ROOMS = ("datasets", "dispersion", "figures", "models", "plotting", "reproduce", "symbolic", "testing", "training")
 
 
 def __getattr__(name: str) -> ModuleType:

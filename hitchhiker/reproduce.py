@@ -509,6 +509,7 @@ __all__ = [
     "provenance", "register", "run", "select", "stored",
 ]  # fmt: skip
 
-# Figures 3, 8, 11 and 12 add their recipes here, last, for they need what stands above.
+# Figures 3, 8, 11 and 12 and the dispersed counts add their recipes here, last, for they need what stands above.
+from hitchhiker import dispersion_figures as _dispersion_figures  # noqa: E402, F401
 from hitchhiker import gradient_figures as _gradient_figures  # noqa: E402, F401
 from hitchhiker import temperature_figures as _temperature_figures  # noqa: E402, F401

@@ -4,6 +4,7 @@ from .features import noise_orientation_index, orientation_index, spread_index
 from .gaussian_vae import GaussianEvaluation, GaussianVAE, best_linear_gaussian
 from .glm import GLM, Observation, add_observation, choose_history, fit_glm
 from .methods import Method, get_method, known_methods
+from .negative_binomial_vae import NegativeBinomialVAE
 from .particle import enumerate_hidden, particle_em, particle_filter
 from .poglm import POGLM, PoglmFit, Recovery, fit_poglm, load_poglm, match_hidden, poglm_methods, recovery
 from .pvae import Evaluation, PoissonVAE, ReconstructionError
@@ -15,6 +16,7 @@ __all__ = [
     "GaussianEvaluation",
     "GaussianVAE",
     "Method",
+    "NegativeBinomialVAE",
     "Observation",
     "PoglmFit",
     "PoissonVAE",

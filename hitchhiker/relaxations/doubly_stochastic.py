@@ -97,7 +97,7 @@ class EATModulatedPoisson(RateLaw):
 
     def _factor(self, factor) -> Tensor:
         tau = torch.zeros_like(self.temperature) if self.hard else self.temperature
-        return torch.as_tensor(factor(self.indicator, tau)).to(self.parameter)
+        return torch.as_tensor(factor(self.indicator, tau), dtype=torch.float64).to(self.parameter)
 
     @property
     def mean(self) -> Float[Tensor, "*batch"]:

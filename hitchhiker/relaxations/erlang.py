@@ -276,7 +276,7 @@ class EATErlang(RateLaw):
         if self.ordinary:
             return self._each(lambda tau, lam: erlang_mean(self.indicator, tau, lam, self.stages, ordinary=True))
         tau = torch.zeros_like(self.temperature) if self.hard else self.temperature
-        factor = torch.as_tensor(moments.mean_factor(self.indicator, tau))
+        factor = torch.as_tensor(moments.mean_factor(self.indicator, tau), dtype=torch.float64)
         return self.rate * factor.to(self.parameter)
 
     @property
