@@ -357,7 +357,8 @@ class POGLM(nn.Module):
             return _score(f, z, log_q, local, _own_baseline(chosen.baseline))
         if chosen.estimator is estimators.difference:
             return _difference(f, rate, num_samples)
-        return chosen.surrogate(f, rate.log(), tau, num_samples)
+        law = chosen.law(rate.log(), tau if chosen.uses_temperature else 0.0)
+        return chosen.estimator(f, law, num_samples)
 
     def _sequential_loss(self, x, chosen: Method, score: bool, local: bool, temperature, num_samples: int, kl: str):
         if local or not (score or chosen.estimator is estimators.pathwise):
