@@ -192,6 +192,93 @@ def _judged(g: Tensor, exact: float, target: float, kind: str, tau: float, funct
     }  # fmt: skip
 
 
+# --- drawings
+
+_LABELS = {"eat": "EAT cubic", "gsm": "GSM", "gsm-com": "GSM, COM-Poisson"}
+
+
+def _look(kind: str) -> dict[str, Any]:
+    from hitchhiker import plotting
+
+    if kind == "gsm-com":
+        return {"color": plotting.COLORS["gsm"], "marker": "x", "linestyle": ":", "label": _LABELS[kind]}
+    return plotting.method({"eat": "eat-cubic"}.get(kind, kind)).line | {"label": _LABELS.get(kind, kind)}
+
+
+def _panels(rows: Rows, heights: Sequence[str]) -> tuple[Any, Any, list[float]]:
+    if not rows:
+        raise ValueError("rows must not be empty")
+    import matplotlib.pyplot as plt
+
+    targets = sorted({row["target"] for row in rows})
+    size = (2.1 + 1.75 * len(targets), 2.15 * len(heights) + 0.5)
+    fig, axes = plt.subplots(len(heights), len(targets), figsize=size, sharex=True, sharey="row", squeeze=False)
+    for column, target in zip(axes.T, targets, strict=True):
+        column[0].set_title(f"F = {target:g}", fontsize="medium", loc="center")
+        column[-1].set_xlabel("temperature τ")
+    for row, name in zip(axes, heights, strict=True):
+        row[0].set_ylabel(name)
+    return fig, axes, targets
+
+
+def _finish(fig: Any, axes: Any, title: str) -> Any:
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="lower center", ncol=len(labels), frameon=False, bbox_to_anchor=(0.5, -0.06))
+    fig.suptitle(title)
+    return fig
+
+
+def draw_fidelity(rows: Rows, title: str, exact: Callable[[float, float], float] | None = None) -> Any:
+    """Variance kept and W1 against temperature, a column for each Fano factor; points with two standard errors.
+
+    ``exact(fano, temperature)``, if given, is the variance ratio in closed form of the arrival-time relaxation: a line.
+    """
+    fig, axes, targets = _panels(rows, ("variance kept", "W1, counts"))
+    for column, target in zip(axes.T, targets, strict=True):
+        for kind in dict.fromkeys(row["kind"] for row in rows):
+            some = reproduce.select(rows, target=target, kind=kind)
+            tau = [row["temperature"] for row in some]
+            look = _look(kind)
+            for ax, name in zip(column, ("variance", "w1"), strict=True):
+                line = "none" if kind == "eat" and exact is not None and name == "variance" else look["linestyle"]
+                ax.errorbar(
+                    tau, [row[name] for row in some], [2 * row[f"{name}_se"] for row in some],
+                    **(look | {"linestyle": line}), markersize=4, linewidth=1.2,
+                )  # fmt: skip
+            if kind == "eat" and exact is not None:
+                grid = np.linspace(min(tau), max(tau), 60)
+                column[0].plot(grid, [exact(target, t) for t in grid], color=look["color"], linewidth=1.2)
+        column[0].axhline(1, color="#999999", linewidth=0.8, linestyle=":")
+    axes[0, 0].set_ylim(0, 1.1)
+    axes[1, 0].set_ylim(bottom=0)
+    return _finish(fig, axes, title)
+
+
+def draw_gradients(rows: Rows, function: str, title: str) -> Any:
+    """Relative bias (two standard errors) and noise of one gradient against temperature, a column for each Fano factor."""
+    from hitchhiker import plotting
+
+    rows = reproduce.select(rows, function=function)
+    fig, axes, targets = _panels(rows, ("bias", "noise of one gradient"))
+    for column, target in zip(axes.T, targets, strict=True):
+        for kind in dict.fromkeys(row["kind"] for row in rows):
+            some = reproduce.select(rows, target=target, kind=kind)
+            if kind in ("score", "difference"):
+                style = plotting.method(kind)
+                column[1].axhline(some[0]["noise"], **style.curve)
+                column[0].plot([], [], **style.curve)
+                continue
+            tau, look = [row["temperature"] for row in some], _look(kind) | {"markersize": 4, "linewidth": 1.2}
+            column[0].errorbar(tau, [row["bias"] for row in some], [2 * row["bias_se"] for row in some], **look)
+            column[1].plot(tau, [row["noise"] for row in some], **look)
+        column[0].axhline(0, color="#999999", linewidth=0.8, linestyle=":")
+        column[1].set_yscale("log")
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10) if t > 0.8 * axes[1, 0].get_ylim()[0]]
+    axes[1, 0].set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes[1, 0].minorticks_off()
+    return _finish(fig, axes, title)
+
+
 # --- spike counts: which law made them?
 
 #: the three truths: observation law and its dispersion; near Fano factor 1/2, 1 and 2 given the past
@@ -273,6 +360,6 @@ reproduce.add_recipe(
 )
 
 __all__ = [
-    "FUNCTIONS", "RELAXATIONS", "TRUTHS", "fidelity_rows", "gradient_rows", "recovery_rows", "relaxed_law",
-    "spiking_model", "stages_of", "whole_law",
+    "FUNCTIONS", "RELAXATIONS", "TRUTHS", "draw_fidelity", "draw_gradients", "fidelity_rows", "gradient_rows",
+    "recovery_rows", "relaxed_law", "spiking_model", "stages_of", "whole_law",
 ]  # fmt: skip
