@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -107,6 +108,8 @@ def known_methods() -> list[str]:
 def get_method(name: str | Method) -> Method:
     """The method of that name; ``"score"`` is ``"score:moving-average"``, the paper's choice (section G.1).
 
+    ``"difference:n"`` is ``"difference"`` for n random latents a step, for decoders that are not linear.
+
     Raises ``ValueError`` with the known names.
 
     >>> get_method("gsm").uses_temperature, get_method("score").baseline
@@ -116,6 +119,9 @@ def get_method(name: str | Method) -> Method:
         return name
     if name.startswith("eat-") and name[4:] in indicators.REGISTRY:
         return Method(name, _eat(name[4:]), estimators.pathwise)
+    if name.startswith("difference:") and name[11:].isdigit() and int(name[11:]) > 0:
+        some = partial(estimators.difference, coordinates=int(name[11:]))
+        return Method(name, _eat("cubic"), some, uses_temperature=False, captures=False)
     wanted = "score:moving-average" if name == "score" else name
     for method in _others():
         if method.name == wanted:
