@@ -90,7 +90,7 @@ def _strong_groups(data_set: int) -> dict[str, dict[str, Any]]:
     for method, temperature in STRONG:
         name = f"{method}-{temperature}" if temperature else method
         made[name.replace(":", "-")] = recipe | {"method": method, "temperatures": [temperature]}
-    made["refined"] = recipe | {"method": "eat-cubic", "temperatures": [0.1], "iterations": 30, "em_particles": 250}
+    made["refined"] = recipe | {"method": "eat-cubic", "temperatures": [1.0], "iterations": 30, "em_particles": 250}
     return made
 
 
