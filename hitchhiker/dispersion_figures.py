@@ -355,7 +355,7 @@ reproduce.add_recipe(
         _recover,
         None,
         quick={"truths": list(TRUTHS), "sets": 2, "sequences": 40, "bins": 100},
-        full={"truths": list(TRUTHS), "sets": 40, "sequences": 40, "bins": 100},
+        full={"truths": list(TRUTHS), "sets": 20, "sequences": 40, "bins": 100},
     )
 )
 
