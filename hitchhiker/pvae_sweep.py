@@ -462,6 +462,6 @@ def register(app: Any) -> None:
 
 
 __all__ = [
-    "BUDGET_KINDS", "LONG_KINDS", "NONLINEAR_KINDS", "PRESETS", "Preset", "estimate", "groups", "matched_kinds", "measure", "register", "run",
-    "store_features", "unpack_features", "width",
+    "BUDGET_KINDS", "LONG_KINDS", "NONLINEAR_KINDS", "PRESETS", "Preset", "estimate", "groups", "matched_kinds",
+    "measure", "register", "run", "store_features", "unpack_features", "width",
 ]  # fmt: skip
