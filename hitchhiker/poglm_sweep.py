@@ -40,7 +40,7 @@ THRESHOLDS = {"paper": 1.0, "released": 0.15, "strong": 1.0}
 #: method and temperature of the comparison under strong coupling
 STRONG = (
     ("eat-cubic", 0.1), ("eat-cubic", 0.5), ("eat-cubic", 1.0), ("eat-sigmoid", 0.1), ("eat-sigmoid", 0.5),
-    ("gsm", 0.1), ("gsm", 0.5), ("difference", 0.0), ("straight-through", 0.0), ("score:local", 0.0),
+    ("gsm", 0.1), ("gsm", 0.5), ("moment-matched", 1.0), ("difference", 0.0), ("straight-through", 0.0), ("score:local", 0.0),
     ("score:leave-one-out", 0.0),
 )  # fmt: skip
 
