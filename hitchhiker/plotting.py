@@ -57,6 +57,7 @@ METHODS: dict[str, MethodStyle] = {
     "eat-cosine": MethodStyle("EAT raised cosine", "#7b3fa0", "h", (0, (2, 1))),
     "moment-matched": MethodStyle("EAT moment-matched", "#7b3fa0", "X", (0, (6, 1, 1, 1))),
     "straight-through": MethodStyle("straight-through", "#7b3fa0", "d", (0, (3, 3))),
+    "relax": MethodStyle("score with EAT control", "#7b3fa0", "p", (0, (2, 2, 6, 2))),
     "ours": MethodStyle("ours", "#7b3fa0", "*", (0, (8, 1.5))),
 }
 

@@ -20,6 +20,7 @@ from hitchhiker.estimators import (
     gradient_samples,
     moment_matched,
     pathwise,
+    relax,
     score_function,
     straight_through,
 )
@@ -641,3 +642,79 @@ def test_errors_say_what_is_wrong(call, message):
     with without_shape_checks(), pytest.raises(ValueError) as error:  # noqa: PT011
         call()
     assert message in str(error.value)
+
+
+# --- relax: a control variate that is unbiased at every temperature ---
+
+
+@pytest.mark.parametrize(
+    ("indicator", "temperature"), [("cubic", 0.2), ("linear", 1.0), ("cosine", 3.0), ("sigmoid", 0.5)]
+)
+@integrands(list(SMOOTH))
+def test_relax_is_unbiased(name, indicator, temperature):
+    f = INTEGRANDS[name]
+    value, slope = estimates(relax, f, 2.0, temperature=temperature, indicator=indicator)
+    assert_mean(value, expectation(f, 2.0))
+    assert_mean(slope, exact_gradient(f, 2.0))
+
+
+def test_relax_would_show_a_wrong_control():
+    """The same with t in place of min(t, 1), the slope that pathwise uses, is biased: the test above can fail."""
+    leaf = torch.full((N,), 2.0, dtype=F64)
+    counts, z, early = hh.kernels.window.sample_coupled(leaf, torch.tensor(0.5, dtype=F64), hh.indicators.get("cubic"))
+    right = (counts**2 - z**2) * (counts - 2) / 2 + 2 * z * early / 2
+    assert_mean(right, 5.0)
+    with pytest.raises(AssertionError):
+        assert_mean(right + 0.1 * z * early, 5.0)
+
+
+def test_coupled_counts_are_those_of_algorithm_1():
+    rate, tau = torch.full((N,), 3.0, dtype=F64), torch.tensor(0.4, dtype=F64)
+    cubic = hh.indicators.get("cubic")
+    hard, soft, early = hh.kernels.window.sample_coupled(rate, tau, cubic)
+    times = torch.empty(40, N, dtype=F64).exponential_().cumsum(dim=0) / 3
+    u = (1 - times) / 0.4
+    there = ((times < 1).to(F64).sum(0), cubic(u).sum(0), (cubic.derivative(u) * times.clamp(max=1)).sum(0) / 0.4)
+    for a, b, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, -1, 0.2), (-0.5, 1, 1)):
+        testing.assert_same_law(
+            a * hard + b * soft + c * early, sum(x * y for x, y in zip((a, b, c), there, strict=True))
+        )
+
+
+def test_relax_is_unbiased_behind_a_decoder_for_any_scale():
+    """Many latents and a loss that couples them: against the difference with all coordinates, and its own scales."""
+    torch.manual_seed(3)
+    w = torch.randn(5, 4, dtype=F64, requires_grad=True)
+    f = lambda z: (z @ w.T - 1).tanh().square().sum(dim=-1)  # noqa: E731
+    rate = torch.tensor([0.3, 1.0, 2.0, 4.0], dtype=F64)
+
+    def many(estimator):
+        leaf = rate.expand(40_000, 4).clone().requires_grad_()
+        surrogate = estimator(f, EATPoisson(rate=leaf, temperature=0.4), 1)
+        return torch.autograd.grad(surrogate.sum(), (leaf, w))
+
+    truth, truth_w = many(difference)
+    for scale in (0.0, 0.7, 1.0):
+        found, found_w = many(partial(relax, scale=scale))
+        se = ((truth.var(dim=0) + found.var(dim=0)) / 40_000).sqrt()
+        assert ((truth.mean(dim=0) - found.mean(dim=0)).abs() < 6 * se).all()
+        torch.testing.assert_close(found_w / 40_000, truth_w / 40_000, rtol=0.1, atol=0.05)
+
+
+def test_relax_is_quieter_than_the_score():
+    def variance(scale):
+        return estimates(partial(relax, scale=scale), torch.square, 5.0, temperature=0.5)[1].var()
+
+    assert variance(1.0) < 0.2 * variance(0.0)
+
+
+def test_relax_refuses():
+    q = EATPoisson(rate=torch.tensor([0.0, 1.0]), temperature=0.5)
+    assert relax(torch.square, q).isfinite().all()
+    with pytest.raises(ValueError, match="scale must be finite"):
+        relax(torch.square, q, scale=math.nan)
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        relax(torch.square, EATPoisson(rate=1.0, temperature=0.0))
+    for bad in (GSMPoisson(rate=1.0), EATPoisson(rate=1.0, num_arrivals=5), EATPoisson(rate=1.0, hard=True)):
+        with pytest.raises(ValueError, match="q must be an EATPoisson"):
+            relax(torch.square, bad)

@@ -71,6 +71,24 @@ def sample_arrival_time(
     return ((hard_count if hard else count) + undefined).view(shape), slope.view(shape)
 
 
+def sample_coupled(rate: Tensor, temperature: Tensor, indicator: SoftIndicator) -> tuple[Tensor, Tensor, Tensor]:
+    """(hard count, soft count, Σ f'(s) min(t, 1)/τ) of the same arrivals, by the window theorem; t = 1 - τs.
+
+    The third is dz/d ln λ less what of it remains when the hard count is held fixed, as a control variate needs it. All
+    the window's arrivals are in memory at once, so keep rate·τ times the number of units below some 10⁷.
+    """
+    shape, rate, temperature = rate.shape, rate.flatten(), temperature.expand(rate.shape).flatten()
+    low, high = window_bounds(temperature, indicator)
+    soft = torch.poisson(rate * (1 - temperature * high).clamp(min=0))
+    near = torch.poisson(rate * temperature * (high - low)).long()
+    unit = torch.repeat_interleave(torch.arange(near.numel(), device=rate.device), near)
+    s = low[unit] + (high[unit] - low[unit]) * torch.rand(unit.numel(), dtype=rate.dtype, device=rate.device)
+    hard = soft.index_add(0, unit, (s > 0).to(soft))
+    early = indicator.derivative(s) * (1 / temperature[unit] - s.clamp(min=0))
+    slope = torch.zeros_like(soft).index_add(0, unit, early)
+    return hard.view(shape), soft.index_add(0, unit, indicator(s)).view(shape), slope.view(shape)
+
+
 def sample_gumbel_softmax(
     log_rate: Tensor, temperature: Tensor, num_categories: int, hard: bool
 ) -> tuple[Tensor, Tensor]:
