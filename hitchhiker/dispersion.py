@@ -30,7 +30,7 @@ MOST = 1 << 16
 def log_pmf_table(q: Distribution, tail: float = 1e-12) -> tuple[Float[Tensor, "counts *batch"], float]:
     """(ln P of 0 … M-1 along dimension 0, largest mass beyond M-1), M doubled until that mass is at most ``tail``.
 
-    Differentiable in the law's parameters. Raises ``ValueError`` when 65,536 counts do not hold enough of the mass.
+    Differentiable in the law's parameters. A law in float32 is tabulated to its own precision. Raises ``ValueError`` when 65,536 counts do not hold enough of the mass.
 
     >>> from hitchhiker import EATNegativeBinomial
     >>> table, lost = log_pmf_table(EATNegativeBinomial(torch.tensor(2.0, dtype=torch.float64), 0.5))
@@ -42,10 +42,11 @@ def log_pmf_table(q: Distribution, tail: float = 1e-12) -> tuple[Float[Tensor, "
     size = 32
     while size <= MOST:
         counts = torch.arange(size, dtype=torch.float64).view(-1, *([1] * len(q.batch_shape)))
-        table = q.log_prob(counts.expand(-1, *q.batch_shape)).double()
+        found = q.log_prob(counts.expand(-1, *q.batch_shape))
+        rounding, table = torch.finfo(found.dtype).eps * max(16, size // 8), found.double()
         # the last term of a falling tail bounds it where 1 - Σ has run out of digits
         lost = float((1 - table.detach().exp().sum(dim=0)).max()) if table.numel() else 0.0
-        if lost <= max(tail, 4e-16 * size) and bool((table[-1] < math.log(tail)).all()):
+        if lost <= max(tail, rounding) and bool((table[-1] < math.log(tail)).all()):
             return table, max(lost, 0.0)
         size *= 2
     raise ValueError(f"q must have all but {tail:g} of its mass below {MOST} counts, got {lost:.3g} beyond for {q!r}")
