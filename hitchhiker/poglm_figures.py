@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hitchhiker import plotting
-from hitchhiker.reproduce import select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,8 +40,8 @@ def runs(results: Sequence[Result] | Result) -> Rows:
     for result in [results] if isinstance(results, dict) else results:
         rows = [row for row in result["rows"] if "method" in row]
         for data_set in sorted({row["data_set"] for row in rows}):
-            own = select(rows, data_set=data_set)
-            (glm,) = select(result["rows"], data_set=data_set, baseline="glm")
+            own = _where(rows, data_set=data_set)
+            (glm,) = _where(result["rows"], data_set=data_set, baseline="glm")
             means = {name: np.mean([row[name] for row in own]) for name in ("cll", "hll")}
             for row in own:
                 shifted = {name: row[name] - glm["mll"] for name in ("elbo", "mll")}
@@ -55,7 +54,7 @@ def runs(results: Sequence[Result] | Result) -> Rows:
 def baseline(results: Sequence[Result] | Result, name: str, column: str = "gain") -> tuple[float, float]:
     """(mean, its error over data sets) of a column of a baseline: ``"glm"``, ``"within-bin"``, ``"constant"``, ``"truth"``."""
     listed = [results] if isinstance(results, dict) else results
-    values = [row[column] for result in listed for row in select(result["rows"], baseline=name)]
+    values = [row[column] for result in listed for row in _where(result["rows"], baseline=name)]
     if not values:
         raise ValueError(f"name must be a baseline of the results, got {name!r}")
     return mean_and_error(values)
@@ -74,7 +73,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 def summary(rows: Rows, metric: str, **wanted: Any) -> tuple[float, float]:
     """Mean of a metric over seeds and data sets, and its standard error over runs."""
-    chosen = [row[metric] for row in select(rows, **wanted) if row[metric] is not None]
+    chosen = [row[metric] for row in _where(rows, **wanted) if row[metric] is not None]
     if not chosen:
         raise ValueError(f"no run has {metric!r} with {wanted}")
     return mean_and_error(chosen)
@@ -82,7 +81,7 @@ def summary(rows: Rows, metric: str, **wanted: Any) -> tuple[float, float]:
 
 def best_temperature(rows: Rows, method: str, samples: int = 1) -> float:
     """The τ with the best mean ELBO."""
-    taus = sorted({row["temperature"] for row in select(rows, method=method, samples=samples)})
+    taus = sorted({row["temperature"] for row in _where(rows, method=method, samples=samples)})
     return max(taus, key=lambda tau: summary(rows, "elbo", method=method, samples=samples, temperature=tau)[0])
 
 
@@ -100,10 +99,10 @@ def against_temperature(results: Sequence[Result] | Result, metrics: Sequence[st
     for i, metric in enumerate(metrics):
         left, right = axes[i // columns][2 * (i % columns)], axes[i // columns][2 * (i % columns) + 1]
         right.sharey(left)
-        counts = sorted({row["samples"] for row in select(rows, method="score")})
+        counts = sorted({row["samples"] for row in _where(rows, method="score")})
         _points(left, rows, metric, "score", "samples", counts)
         for method in ("eat-cubic", "eat-sigmoid", "gsm"):
-            taus = sorted({row["temperature"] for row in select(rows, method=method, samples=1)})
+            taus = sorted({row["temperature"] for row in _where(rows, method=method, samples=1)})
             _points(right, rows, metric, method, "temperature", taus, samples=1)
         _references(right, results, metric)
         left.set_ylabel(METRICS[metric][0])
@@ -178,7 +177,7 @@ def learning_curves(result: Result, column: str = "gain") -> Figure:
     plt = _pyplot()
     position = {"elbo": 1, "gain": 2, "scale": 3}[column]
     fig, ax = plt.subplots(figsize=(6.4, 3.6))
-    level = {row["data_set"]: row["mll"] for row in select(result["rows"], baseline="glm")}
+    level = {row["data_set"]: row["mll"] for row in _where(result["rows"], baseline="glm")}
 
     def average(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         shift = [level[row["data_set"]] if column == "elbo" else 0.0 for row in rows]
@@ -187,15 +186,15 @@ def learning_curves(result: Result, column: str = "gain") -> Figure:
 
     models = [row for row in result["rows"] if "curve" in row]
     for method, tau, label in CURVES:
-        rows = select(models, method=method, temperature=tau, refined=False)
+        rows = _where(models, method=method, temperature=tau, refined=False)
         if rows:
             style = plotting.method(method)
             dash = (0, (1, 3)) if method == "score:leave-one-out" else style.dash
             ax.plot(*average(rows), color=style.color, linestyle=dash, label=label)
-    rows = select(models, refined=True)
+    rows = _where(models, refined=True)
     if rows:
         steps, values = average(rows)
-        last = len(average(select(models, method="eat-cubic", temperature=1.0, refined=False))[0]) - 1
+        last = len(average(_where(models, method="eat-cubic", temperature=1.0, refined=False))[0]) - 1
         style = plotting.method("ours")
         ax.plot(steps[last:], values[last:], color=style.color, marker=style.marker, label="then particle EM")
     ax.axhline(1.0 if column == "scale" else 0.0, color="#111111", linewidth=1)
@@ -216,8 +215,8 @@ def recovered_weights(result: Result, method: str = "eat-cubic", temperature: fl
     """Estimated against true weights of all networks, after training and after particle EM, hidden neurons matched."""
     plt = _pyplot()
     models = [row for row in result["rows"] if "weights" in row]
-    panels = [("after variational training", select(models, method=method, temperature=temperature, refined=False)),
-              ("after particle EM", select(models, refined=True))]  # fmt: skip
+    panels = [("after variational training", _where(models, method=method, temperature=temperature, refined=False)),
+              ("after particle EM", _where(models, refined=True))]  # fmt: skip
     panels = [(title, rows) for title, rows in panels if rows]
     fig, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), sharex=True, sharey=True, squeeze=False)
     visible = len(panels[0][1][0]["weights"]) - 2
@@ -236,6 +235,11 @@ def recovered_weights(result: Result, method: str = "eat-cubic", temperature: fl
     axes[0][0].set_ylabel("estimated weight")
     axes[0][0].legend(fontsize="small")
     return fig
+
+
+def _where(rows: Rows, **wanted: Any) -> Rows:
+    """The rows with these values; models and baselines share a list and not all columns."""
+    return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
 
 
 def _pyplot() -> Any:
