@@ -64,6 +64,8 @@ def train_poglm(out: str | Path, given: dict[str, Any], *, resume: bool = False)
             "diverged": bool(fit.diverged),
             "silent_neurons": int(data.silent),
         }
+        if data.test_hidden is not None:
+            result["hidden_correlation"] = model.hidden_correlation(test, data.test_hidden).tolist()
         if given["refine"]:
             model.refine(data.train, iterations=given["refine"])
             result |= _gain("refined_", model.log_likelihood(test, given["particles"]), reference)

@@ -361,6 +361,20 @@ def test_hidden_log_likelihood_is_that_of_the_right_neuron():
     torch.testing.assert_close(swapped, direct)
 
 
+def test_hidden_correlation_finds_the_neuron_that_follows():
+    model = POGLM(2, 3, 1, population=(2,), initial="paper", max_rate=50.0)
+    x = torch.poisson(torch.ones(30, 40, 2))
+    rate = model.posterior_rate(x)
+    z = torch.poisson(
+        3 * rate[0, ..., [2, 0]]
+    )  # two hidden neurons, driven as the first model believes of its third and first
+    found = model.hidden_correlation(x, z)
+    assert found.shape == (2, 2)
+    a, b = (v - v.mean() for v in (rate[0, ..., 2].flatten(), z[..., 0].flatten()))
+    assert float(found[0, 0]) == pytest.approx(float((a @ b) / (a.norm() * b.norm())), abs=1e-4)
+    assert float(model.hidden_correlation(x, torch.zeros_like(z)).abs().max()) == 0
+
+
 # --- training
 
 

@@ -436,6 +436,24 @@ class POGLM(nn.Module):
         return (torch.xlogy(z, rate) - rate - torch.lgamma(z + 1)).sum(dim=(-1, -2))
 
     @torch.no_grad()
+    def hidden_correlation(self, counts: Real[Tensor, "..."], hidden: Real[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Pearson correlation over all bins between hidden counts that were really there and the posterior rate that follows
+        each best (one hidden neuron of the model for each, by the assignment problem): (*population, H of the truth).
+
+        Needs no true weights: what a cell hidden on purpose is judged by.  0 for a hidden neuron that never fires.
+        """
+        x, z = counts.to(self.bias), hidden.to(self.bias)
+        rate = self.sample_posterior(x, 16)[1].mean(dim=0) if self.sequential else self.posterior_rate(x)
+        rate, z = (
+            v.flatten(-3, -2) - v.mean(dim=(-3, -2)).unsqueeze(-2) for v in (rate, z.expand(*rate.shape[:-1], -1))
+        )
+        scale = z.norm(dim=-2).unsqueeze(-1) * rate.norm(dim=-2).unsqueeze(-2)
+        correlation = (z.mT @ rate) / scale.clamp(min=1e-12)  # (*population, true, of the model)
+        flat = correlation.reshape(-1, *correlation.shape[-2:]).cpu().double().numpy()
+        best = [torch.as_tensor(c[linear_sum_assignment(c, maximize=True)]) for c in flat]
+        return torch.stack(best).view(*correlation.shape[:-2], -1).to(self.bias)
+
+    @torch.no_grad()
     def clipped(self, counts: Real[Tensor, "..."], num_samples: int = 1) -> Float[Tensor, "..."]:
         """(*population) fraction of the network's rates that ``max_rate`` holds, with z ~ q: near 0 in a sane model."""
         x = counts.to(self.bias)
