@@ -80,8 +80,8 @@ PRESETS: dict[str, Preset] = {
         plan="matched",
     ),
     "budget": Preset(
-        "nine methods after 1,500 to 37,500 steps, four of them after 240,000: laptop sizes, batches of 32",
-        size=8, latents=64, patches=30_000, batch=32, epochs=(2, 10, 50, 320), lr=0.02, prior=(-3.0, -2.0), plan="budget",
+        "nine methods after 1,500 to 37,500 steps, four of them after 120,000 and 240,000: laptop sizes, batches of 32",
+        size=8, latents=64, patches=30_000, batch=32, epochs=(2, 10, 50, 160, 320), lr=0.02, prior=(-3.0, -2.0), plan="budget",
     ),
     "nonlinear": dataclasses.replace(
         _LAPTOP, about="laptop sizes with a decoder of one hidden layer: ten methods after 1,000 and 4,000 steps",
