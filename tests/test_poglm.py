@@ -364,10 +364,9 @@ def test_hidden_log_likelihood_is_that_of_the_right_neuron():
 def test_hidden_correlation_finds_the_neuron_that_follows():
     model = POGLM(2, 3, 1, population=(2,), initial="paper", max_rate=50.0)
     x = torch.poisson(torch.ones(30, 40, 2))
-    rate = model.posterior_rate(x)
-    z = torch.poisson(
-        3 * rate[0, ..., [2, 0]]
-    )  # two hidden neurons, driven as the first model believes of its third and first
+    rate = model.posterior_rate(x).detach()
+    # two hidden neurons, driven as the first model believes of its third and first
+    z = torch.poisson(3 * rate[0, ..., [2, 0]])
     found = model.hidden_correlation(x, z)
     assert found.shape == (2, 2)
     a, b = (v - v.mean() for v in (rate[0, ..., 2].flatten(), z[..., 0].flatten()))
