@@ -120,12 +120,10 @@ def groups(
 
     if sizes.plan == "budget":
         per_epoch = round(sizes.patches * 0.8) // sizes.batch
-        *short, longest = sizes.epochs
-        parts = {f"steps-{e * per_epoch}": population(BUDGET_KINDS, epochs=e) for e in short}
-        parts |= {f"steps-{longest * per_epoch}": population(LONG_KINDS, epochs=longest)}
-        return parts | {
-            f"score-{e * per_epoch}": population([("score:leave-one-out", 0.0)], epochs=e) for e in short[:-1]
-        }
+        kinds = {e: BUDGET_KINDS if e <= 50 else LONG_KINDS for e in sizes.epochs}
+        parts = {f"steps-{e * per_epoch}": population(kinds[e], epochs=e) for e in sizes.epochs}
+        score = [("score:leave-one-out", 0.0)]
+        return parts | {f"score-{e * per_epoch}": population(score, epochs=e) for e in sizes.epochs[:2]}
     if sizes.plan == "nonlinear":
         common |= {"decoder": sizes.decoder}
         per_epoch = round(sizes.patches * 0.8) // sizes.batch
