@@ -38,7 +38,7 @@ def runs(results: Sequence[Result] | Result) -> Rows:
     and ``hll`` to the mean of the data set's runs, so that data sets can be averaged."""
     made: Rows = []
     for result in [results] if isinstance(results, dict) else results:
-        rows = [row for row in result["rows"] if "method" in row]
+        rows = [row for row in result["rows"] if "elbo" in row]
         for data_set in sorted({row["data_set"] for row in rows}):
             own = _where(rows, data_set=data_set)
             (glm,) = _where(result["rows"], data_set=data_set, baseline="glm")

@@ -90,6 +90,7 @@ def _strong_groups(data_set: int) -> dict[str, dict[str, Any]]:
     for method, temperature in STRONG:
         name = f"{method}-{temperature}" if temperature else method
         made[name.replace(":", "-")] = recipe | {"method": method, "temperatures": [temperature]}
+    made["gradients"] = recipe | {"kind": "gradients", "methods": [list(kind) for kind in STRONG], "repeats": 200}
     made["refined"] = recipe | {"method": "eat-cubic", "temperatures": [1.0], "iterations": 30, "em_particles": 250}
     return made
 
@@ -99,7 +100,7 @@ def measure(settings: dict[str, Any], folder: Path) -> sweep.Rows:
     torch.set_num_threads(settings.get("threads", 1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        kinds = {"baselines": _baselines, "benchmark": _benchmark, "strong": _strong}
+        kinds = {"baselines": _baselines, "benchmark": _benchmark, "strong": _strong, "gradients": _gradients}
         return [_plain(row) for row in kinds[settings["kind"]](settings, folder)]
 
 
@@ -302,6 +303,54 @@ def _strong(settings: dict[str, Any], folder: Path) -> sweep.Rows:
                "true_weights": data.weights[d, ..., 0].tolist(), "true_bias": data.bias[d].tolist()}
         )  # fmt: skip
     return rows
+
+
+def _gradients(settings: dict[str, Any], folder: Path) -> sweep.Rows:
+    """Bias and noise of each method's gradient for the encoder, one network, before and after training.
+
+    Equal models of a population are independent gradients.  The reference is the unbiased difference, four samples each.
+    ``noise`` is the variance of one gradient over the squared length of the reference, ``bias`` the squared length of the
+    mean error over the same, both summed over the encoder's parameters and unbiased (a bias of 0 may come out negative).
+    """
+    data = _data(settings)[0]
+    repeats = settings["repeats"]
+    options = {
+        "encoder": "conv",
+        "width": settings["width"],
+        "channels": settings["channels"],
+        "max_rate": data.max_rate,
+    }
+    model = POGLM(data.num_visible, data.num_hidden, 1, 0, **options)
+    model.start_from(fit_glm(data.train, 1, max_rate=data.max_rate))
+    rows = []
+    for stage in ("start", "trained"):
+        if stage == "trained":
+            fit_poglm(model, data.train, method="difference", steps=settings["steps"], lr=settings["lr"])
+        copies = POGLM(data.num_visible, data.num_hidden, 1, 0, population=(repeats,), **options)
+        copies.load_state_dict({name: p.expand(repeats, *p.shape) for name, p in model.state_dict().items()})
+        reference = _encoder_gradients(copies, data.train, "difference", 0.0, 4)
+        goal, loose = reference.mean(dim=0), float(reference.var(dim=0).sum()) / repeats
+        signal = float(goal.square().sum()) - loose
+        for method, tau in settings["methods"]:
+            found = _encoder_gradients(copies, data.train, method, tau, 1)
+            noise = float(found.var(dim=0).sum())
+            error = float((found.mean(dim=0) - goal).square().sum()) - noise / repeats - loose
+            rows.append({"kind": "gradient", "stage": stage, "method": method, "temperature": tau,
+                         "noise": noise / signal, "bias": error / signal,
+                         "bias_floor": (noise / repeats + loose) / signal})  # fmt: skip
+    return rows
+
+
+def _encoder_gradients(copies: POGLM, counts: Tensor, method: str, temperature: float, samples: int) -> Tensor:
+    """(repeats, parameters) of the encoder, for the mean loss of a sequence."""
+    copies.zero_grad(set_to_none=True)
+    copies.loss(counts, method, temperature, samples).mean(dim=-1).sum().backward()
+    kept = [
+        p.grad.flatten(1)
+        for name, p in copies.named_parameters()
+        if name not in ("weights", "bias") and p.grad is not None
+    ]
+    return torch.cat(kept, dim=-1).double()
 
 
 def _plain(value: Any) -> Any:
