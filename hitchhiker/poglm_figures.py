@@ -172,39 +172,50 @@ def learning_curves(result: Result, column: str = "gain") -> Figure:
     """Test likelihood over training under strong coupling, against the visible-only GLM, mean over networks and seeds.
 
     ``column``: ``"gain"`` (particle filter, nats a sequence), ``"elbo"`` (less the GLM's likelihood) or ``"scale"`` (slope
-    of estimated on true large weights).  Particle EM, where it was run, goes on from the cubic's last step.
+    of estimated on true large weights).  Right, where it was run: particle EM from the cubic's last step.
     """
     plt = _pyplot()
     position = {"elbo": 1, "gain": 2, "scale": 3}[column]
-    fig, ax = plt.subplots(figsize=(6.4, 3.6))
     level = {row["data_set"]: row["mll"] for row in _where(result["rows"], baseline="glm")}
+    models = [row for row in result["rows"] if "curve" in row]
+    refined = _where(models, refined=True) if column != "elbo" else []
+    fig, axes = plt.subplots(
+        1, 2 if refined else 1, figsize=(7.6, 3.6), sharey=True, squeeze=False,
+        gridspec_kw={"width_ratios": [3, 1], "wspace": 0.75} if refined else None,
+    )  # fmt: skip
+    ax = axes[0][0]
 
     def average(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         shift = [level[row["data_set"]] if column == "elbo" else 0.0 for row in rows]
         values = [[point[position] - s for point in row["curve"]] for row, s in zip(rows, shift, strict=True)]
         return np.array([p[0] for p in rows[0]["curve"]]), np.mean(values, axis=0)
 
-    models = [row for row in result["rows"] if "curve" in row]
     for method, tau, label in CURVES:
         rows = _where(models, method=method, temperature=tau, refined=False)
         if rows:
             style = plotting.method(method)
             dash = (0, (1, 3)) if method == "score:leave-one-out" else style.dash
             ax.plot(*average(rows), color=style.color, linestyle=dash, label=label)
-    rows = _where(models, refined=True)
-    if rows:
-        steps, values = average(rows)
+    if refined:
+        steps, values = average(refined)
         last = len(average(_where(models, method="eat-cubic", temperature=1.0, refined=False))[0]) - 1
         style = plotting.method("ours")
-        ax.plot(steps[last:], values[last:], color=style.color, marker=style.marker, label="then particle EM")
-    ax.axhline(1.0 if column == "scale" else 0.0, color="#111111", linewidth=1)
+        axes[0][1].plot(steps[last:] - steps[last], values[last:], color=style.color, marker=style.marker)
+        axes[0][1].set_xlabel("iterations")
+        axes[0][1].set_title("then particle EM", fontsize="small")
+    for each in axes[0]:
+        each.axhline(1.0 if column == "scale" else 0.0, color="#111111", linewidth=1)
+        if column != "scale":
+            for name, label in (("truth", "true parameters"), ("within-bin", "within-bin GLM")):
+                height = baseline(result, name)[0]
+                each.axhline(height, color="#777777", linewidth=1, linestyle=(0, (1, 2)))
+                if each is ax:
+                    each.annotate(label, (1, height), xycoords=("axes fraction", "data"), xytext=(-3, 2), ha="right",
+                                  textcoords="offset points", fontsize="x-small", color="#555555")  # fmt: skip
     if column != "scale":
-        for name, label in (("truth", "true parameters"), ("within-bin", "within-bin GLM")):
-            height = baseline(result, name)[0]
-            ax.axhline(height, color="#777777", linewidth=1, linestyle=(0, (1, 2)))
-            ax.annotate(label, (0, height), xycoords=("axes fraction", "data"), xytext=(3, 2),
-                        textcoords="offset points", fontsize="x-small", color="#555555")  # fmt: skip
-    ax.set_xlabel("step (and, at the end, iterations of particle EM)")
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(low, -40.0), high + 0.05 * (high - low))
+    ax.set_xlabel("step of training")
     ax.set_ylabel({"gain": "test ln p(x) − GLM (nats a sequence)", "elbo": "test ELBO − GLM (nats a sequence)",
                    "scale": "estimated / true weight"}[column])  # fmt: skip
     plotting.label_lines(ax)

@@ -91,7 +91,7 @@ def _strong_groups(data_set: int) -> dict[str, dict[str, Any]]:
         name = f"{method}-{temperature}" if temperature else method
         made[name.replace(":", "-")] = recipe | {"method": method, "temperatures": [temperature]}
     made["gradients"] = recipe | {"kind": "gradients", "methods": [list(kind) for kind in STRONG], "repeats": 200}
-    made["refined"] = recipe | {"method": "eat-cubic", "temperatures": [1.0], "iterations": 30, "em_particles": 250}
+    made["refined"] = recipe | {"method": "eat-cubic", "temperatures": [1.0], "iterations": 60, "em_particles": 250}
     return made
 
 
