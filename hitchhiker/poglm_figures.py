@@ -181,7 +181,7 @@ def learning_curves(result: Result, column: str = "gain") -> Figure:
     refined = _where(models, refined=True) if column != "elbo" else []
     fig, axes = plt.subplots(
         1, 2 if refined else 1, figsize=(7.6, 3.6), sharey=True, squeeze=False,
-        gridspec_kw={"width_ratios": [3, 1], "wspace": 0.75} if refined else None,
+        gridspec_kw={"width_ratios": [1.9, 1], "wspace": 0.25} if refined else None,
     )  # fmt: skip
     ax = axes[0][0]
 
@@ -205,13 +205,14 @@ def learning_curves(result: Result, column: str = "gain") -> Figure:
         axes[0][1].set_title("then particle EM", fontsize="small")
     for each in axes[0]:
         each.axhline(1.0 if column == "scale" else 0.0, color="#111111", linewidth=1)
-        if column != "scale":
-            for name, label in (("truth", "true parameters"), ("within-bin", "within-bin GLM")):
-                height = baseline(result, name)[0]
-                each.axhline(height, color="#777777", linewidth=1, linestyle=(0, (1, 2)))
-                if each is ax:
-                    each.annotate(label, (1, height), xycoords=("axes fraction", "data"), xytext=(-3, 2), ha="right",
-                                  textcoords="offset points", fontsize="x-small", color="#555555")  # fmt: skip
+        known = {"gain": ("truth", "within-bin"), "elbo": ("truth",), "scale": ()}[column]
+        for name in known:
+            height = baseline(result, name)[0]
+            each.axhline(height, color="#777777", linewidth=1, linestyle=(0, (1, 2)))
+            if each is axes[0][-1]:
+                words = "true parameters" if name == "truth" else "within-bin GLM"
+                each.annotate(words, (1, height), xycoords=("axes fraction", "data"), xytext=(-3, 3), ha="right",
+                              textcoords="offset points", fontsize="x-small", color="#555555")  # fmt: skip
     if column != "scale":
         low, high = ax.get_ylim()
         ax.set_ylim(max(low, -40.0), high + 0.05 * (high - low))
