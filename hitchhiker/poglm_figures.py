@@ -25,7 +25,7 @@ Result = dict[str, Any]
 #: column -> (name on the axis, whether it is shown relative to the data set's visible-only GLM)
 METRICS: dict[str, tuple[str, bool]] = {
     "elbo": ("ELBO − GLM", True),
-    "mll": ("ln p(x), particle filter − GLM", True),
+    "mll": ("MLL − GLM", True),
     "cll": ("CLL − mean of all runs", False),
     "hll": ("HLL − mean of all runs", False),
     "weights_error": ("weights error", False),
