@@ -52,6 +52,12 @@ def _error(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
+def _bars(ax: Any, x: Sequence[float], y: Sequence[float], error: Sequence[float], style: dict[str, Any]) -> None:
+    """A labelled line with bars of ± 2 standard errors."""
+    ax.plot(x, y, **style)
+    ax.errorbar(x, y, 2 * np.array(error), fmt="none", ecolor=style["color"])
+
+
 def figure_4_top(rows: Rows, column: str = "neg_elbo", ax: Any = None) -> Any:
     """−ELBO against temperature, three relaxations, exact gradients and the score function (the paper's Figure 4, top).
 
@@ -65,7 +71,7 @@ def figure_4_top(rows: Rows, column: str = "neg_elbo", ax: Any = None) -> Any:
         seen = over_seeds(mine, column, "temperature")
         x = [key[0] for key in seen]
         y, error = ([v[i] for v in seen.values()] for i in (0, 1))
-        ax.errorbar(x, y, 2 * np.array(error), **method(name).line)
+        _bars(ax, x, y, error, method(name).line)
         ax.plot([r["temperature"] for r in mine], [r[column] for r in mine], linestyle="none", mfc="none",
                 marker=method(name).marker, color=method(name).color, alpha=0.5, ms=4)  # fmt: skip
     level(ax, rows, column, "exact", "exact")
@@ -100,7 +106,7 @@ def against_width(rows: Rows, column: str = "neg_elbo", kinds: Iterable[str] | N
         seen = over_seeds(select(rows, method=name, anneal=False), column, "width")
         seen = dict(sorted(seen.items()))
         y, error = ([v[i] for v in seen.values()] for i in (0, 1))
-        ax.errorbar([key[0] for key in seen], y, 2 * np.array(error), **method(name).line)
+        _bars(ax, [key[0] for key in seen], y, error, method(name).line)
     level(ax, rows, column, "exact", "exact")
     ax.set(xscale="log", xlabel="width Aτ (share of the variance lost)")
     ax.set_xlim(0.004, 1.6)
@@ -132,7 +138,7 @@ def budget(rows: Rows, column: str = "exact_neg_elbo", kinds: Sequence[tuple[str
         style = dict(method(name).line, label=_BUDGET[name, temperature])
         if name == "eat-cubic":
             style["linestyle"] = _DASHES[temperature]
-        ax.errorbar(x, y, 2 * np.array(error), **style)
+        _bars(ax, x, y, error, style)
     ax.axhline(0, color=method("exact").color, lw=1.2)
     ax.set(xscale="log", xlabel="steps of training", ylabel="validation −ELBO above exact gradients'")
     ticks = sorted({row["steps"] for row in rows})

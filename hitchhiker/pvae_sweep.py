@@ -120,8 +120,8 @@ def groups(
 
     if sizes.plan == "budget":
         per_epoch = round(sizes.patches * 0.8) // sizes.batch
-        kinds = {e: BUDGET_KINDS if e <= 50 else LONG_KINDS for e in sizes.epochs}
-        parts = {f"steps-{e * per_epoch}": population(kinds[e], epochs=e) for e in sizes.epochs}
+        followed = {e: BUDGET_KINDS if e <= 50 else LONG_KINDS for e in sizes.epochs}
+        parts = {f"steps-{e * per_epoch}": population(followed[e], epochs=e) for e in sizes.epochs}
         score = [("score:leave-one-out", 0.0)]
         return parts | {f"score-{e * per_epoch}": population(score, epochs=e) for e in sizes.epochs[:2]}
     if sizes.plan == "nonlinear":
