@@ -52,7 +52,7 @@ def _error(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def _bars(ax: Any, x: Sequence[float], y: Sequence[float], error: Sequence[float], style: dict[str, Any]) -> None:
+def _bars(ax: Any, x: Sequence[Any], y: Sequence[Any], error: Sequence[Any], style: dict[str, Any]) -> None:
     """A labelled line with bars of ± 2 standard errors."""
     ax.plot(x, y, **style)
     ax.errorbar(x, y, 2 * np.array(error), fmt="none", ecolor=style["color"])
