@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hitchhiker.plotting import label_at, label_lines, method, show_patches
+from hitchhiker.plotting import label_lines, method, show_patches
 from hitchhiker.pvae_sweep import RELAXATIONS, unpack_features
 from hitchhiker.reproduce import select
 
@@ -74,17 +74,17 @@ def figure_4_top(rows: Rows, column: str = "neg_elbo", ax: Any = None) -> Any:
         _bars(ax, x, y, error, method(name).line)
         ax.plot([r["temperature"] for r in mine], [r[column] for r in mine], linestyle="none", mfc="none",
                 marker=method(name).marker, color=method(name).color, alpha=0.5, ms=4)  # fmt: skip
-    level(ax, rows, column, "exact", "exact")
-    level(ax, select(rows, samples=1), column, "score", "score, 1 sample")
     ax.set(xscale="log", xlabel="temperature τ", ylabel="validation −ELBO", xticks=[0.02, 0.05, 0.1, 0.2, 0.5])
     ax.set_xlim(0.017, 1.3)
     ax.minorticks_off()
     ax.set_xticklabels(["0.02", "0.05", "0.1", "0.2", "0.5"])
+    level(ax, rows, column, "exact", "exact")
+    level(ax, select(rows, samples=1), column, "score", "score function, 1 sample", below=True)
     label_lines(ax)
     return figure
 
 
-def level(ax: Any, rows: Rows, column: str, name: str, label: str) -> None:
+def level(ax: Any, rows: Rows, column: str, name: str, label: str, below: bool = False) -> None:
     """A horizontal line with a band of ± 2 standard errors for a method without a temperature."""
     seen = over_seeds(select(rows, method=name), column, "method")
     if not seen:
@@ -93,7 +93,10 @@ def level(ax: Any, rows: Rows, column: str, name: str, label: str) -> None:
     style = method(name)
     ax.axhline(mean, color=style.color, linestyle=style.dash, lw=1.2)
     ax.axhspan(mean - 2 * error, mean + 2 * error, color=style.color, alpha=0.12, lw=0)
-    label_at(ax, ax.get_xlim()[0] * 1.05, mean, label, color=style.color, dx=2, dy=3)
+    ax.annotate(
+        label, (0.99, mean), xycoords=ax.get_yaxis_transform(), xytext=(0, -3 if below else 3), textcoords="offset points",
+        ha="right", va="top" if below else "bottom", color=style.color, fontsize="small",
+    )  # fmt: skip
 
 
 def against_width(rows: Rows, column: str = "neg_elbo", kinds: Iterable[str] | None = None, ax: Any = None) -> Any:
@@ -107,9 +110,9 @@ def against_width(rows: Rows, column: str = "neg_elbo", kinds: Iterable[str] | N
         seen = dict(sorted(seen.items()))
         y, error = ([v[i] for v in seen.values()] for i in (0, 1))
         _bars(ax, [key[0] for key in seen], y, error, method(name).line)
-    level(ax, rows, column, "exact", "exact")
     ax.set(xscale="log", xlabel="width Aτ (share of the variance lost)")
-    ax.set_xlim(0.004, 1.6)
+    ax.set_xlim(0.004, 0.7)
+    level(ax, rows, column, "exact", "exact")
     return figure
 
 
