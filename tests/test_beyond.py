@@ -198,3 +198,40 @@ def test_search_at_finite_temperature():
     for bad in ({"pieces": 1}, {"variance_lost": 0.3}, {"variance_lost": 0.1, "symmetric": False}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             bf.search(**bad)
+
+
+# --- gradients behind a decoder
+
+
+def test_judge_finds_a_planted_bias_and_no_other():
+    truth = torch.tensor([3.0, 4.0])
+    g = truth + torch.randn(20_000, 2)
+    clean, biased = bf.judge(g, truth), bf.judge(g + torch.tensor([0.5, 0.0]), truth)
+    assert abs(clean.squared_bias) < 6 * clean.squared_bias_se
+    assert clean.bias.startswith("<")
+    assert abs(biased.squared_bias - 0.25 / 25) < 6 * biased.squared_bias_se
+    assert abs(biased.noise - 2 / 25) < 6 * biased.noise_se
+    sampled = bf.judge(g + torch.tensor([0.5, 0.0]), truth + torch.randn(5000, 2))
+    assert abs(sampled.squared_bias - 0.01) < 6 * sampled.squared_bias_se
+    assert sampled.squared_bias_se > biased.squared_bias_se
+    with pytest.raises(ValueError, match="gradients must be"):
+        bf.judge(g[:10], truth)
+
+
+@pytest.mark.parametrize("kind", bf.DECODERS)
+def test_unbiased_gradients_agree_behind_every_decoder(kind):
+    f, rate = bf.decoder_problem(kind, 6)
+    law = lambda **given: hh.EATPoisson(temperature=0.5, validate_args=False, **given)  # noqa: E731
+    plain = lambda z: f(z)  # noqa: E731  without its closed forms
+    truth = bf.one_sample_gradients(hh.estimators.difference, plain, law, rate.log(), 20_000, calls=4)
+    found = bf.one_sample_gradients(hh.estimators.relax, f, law, rate.log(), 20_000)
+    judged = bf.judge(found, truth)
+    assert abs(judged.squared_bias) < 6 * judged.squared_bias_se
+    off = bf.judge(bf.one_sample_gradients(hh.estimators.straight_through, f, law, rate.log(), 20_000), truth)
+    assert off.squared_bias > 6 * off.squared_bias_se
+    assert off.noise < judged.noise
+
+
+def test_decoder_problem_refuses():
+    with pytest.raises(ValueError, match="kind must be one of"):
+        bf.decoder_problem("deep", 4)
