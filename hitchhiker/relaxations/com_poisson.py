@@ -165,6 +165,7 @@ class ConwayMaxwellPoisson(Distribution):
             _ = self._range  # a law out of reach is refused here, not at its first use
 
     def expand(self, batch_shape, _instance=None) -> Self:
+        """The same law with its parameters expanded to ``batch_shape``."""
         shape = torch.Size(batch_shape)
         law = type(self)(self.rate.expand(shape), self.nu.expand(shape), validate_args=False)
         law._validate_args = self._validate_args
