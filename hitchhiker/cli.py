@@ -246,7 +246,9 @@ def run_pvae(
         print(f"hitchhiker: {stop or 'stopped'}; go on with: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     result = model.evaluate(patches.validation.to(device))
-    training.write_json(out / "evaluation.json", result.as_dict())
+    some = patches.validation[:1000].to(device)
+    tighter = {"importance_bound": float(model.importance_bound(some).mean()), "importance_patches": len(some)}
+    training.write_json(out / "evaluation.json", result.as_dict() | tighter)
     print(f"{settings.method}, {fit.steps} steps: validation at τ = 0: {result}")
     print(f"written to {out}: " + ", ".join(sorted(p.name for p in out.iterdir())))
 

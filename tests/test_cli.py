@@ -70,6 +70,7 @@ def test_train_writes_what_it_promises_and_resumes_a_finished_run(run, photos, t
         assert [row["epoch"] for row in csv.DictReader(stream)] == ["1", "2"]
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert evaluation["neg_elbo"] == pytest.approx(evaluation["sse"] + evaluation["kl"])
+    assert evaluation["importance_bound"] < evaluation["nats"]  # 100 samples against one
     weights = (out / "model.safetensors").read_bytes()
     code, _, _ = run("train", "pvae", "--out", out, "--resume", "--quiet")
     assert code == 0
