@@ -63,6 +63,7 @@ def train_poglm(out: str | Path, given: dict[str, Any], *, resume: bool = False)
             "clipped": float(model.clipped(test)),
             "diverged": bool(fit.diverged),
             "silent_neurons": int(data.silent),
+            "silent_sequences": int(data.silent_sequences),
         }
         if data.test_hidden is not None:
             result["hidden_correlation"] = model.hidden_correlation(test, data.test_hidden).tolist()

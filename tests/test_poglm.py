@@ -406,6 +406,7 @@ def test_silent_and_exploding_data_are_reported_not_nan():
     model = POGLM(2, 1, 1)
     fit = fit_poglm(model, silent, steps=20)
     assert not bool(fit.diverged)
+    assert fit.column("clipped").tolist() == [0.0] * 20
     assert bool(torch.isfinite(model.elbo(silent)).all())
     assert bool(torch.isfinite(model.log_likelihood(silent, 20)).all())
     assert float(model.clipped(silent)) == 0

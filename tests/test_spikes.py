@@ -163,7 +163,12 @@ def test_a_recording_is_cut_and_a_cell_hidden():
     assert data.test.shape == (1, 5, 2)
     assert data.num_hidden == 1
     torch.testing.assert_close(data.train_hidden.flatten(), counts[:15, 1])
+    assert int(data.silent) == 0 == int(data.silent_sequences)
     torch.testing.assert_close(data.test[0], counts[15:20][:, [0, 2]])
+    counts[5:10] = 0
+    counts[:, 2] = 0
+    quiet = datasets.split_recording(counts, 5, hide=[1])
+    assert (int(quiet.silent), int(quiet.silent_sequences)) == (1, 1)
     for bad, words in (({"length": 20}, "at least two sequences"), ({"hide": [3]}, "hide must name"),
                        ({"hide": [0, 1, 2]}, "hide must name"), ({"test_fraction": 1.0}, "test_fraction")):  # fmt: skip
         with pytest.raises(ValueError, match=words):

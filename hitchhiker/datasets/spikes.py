@@ -72,6 +72,11 @@ class SpikeData:
         """(*data) visible neurons that never fire in training."""
         return (self.train.sum(dim=(-3, -2)) == 0).sum(dim=-1)
 
+    @property
+    def silent_sequences(self) -> Tensor:
+        """(*data) training sequences without one visible spike: they say little, and no model is at fault."""
+        return (self.train.sum(dim=(-2, -1)) == 0).sum(dim=-1)
+
     def __getitem__(self, index: Any) -> SpikeData:
         """One data set of several (or a slice of them)."""
         if self.train.dim() <= 3:

@@ -686,7 +686,8 @@ class PoglmFit:
     """What :func:`fit_poglm` leaves.
 
     Attributes: ``history`` (rows with ``step`` and, as nested lists of the population's shape, ``loss`` (-ELBO a training
-    sequence in nats, the method's own estimate) and, with validation, ``val_elbo`` (integer counts)); ``diverged``
+    sequence in nats, the method's own estimate), ``clipped`` (fraction of rates at the clamp: rates that explode) and, with
+    validation, ``val_elbo`` (integer counts)); ``diverged``
     (*population), models that stopped being finite and were frozen where they last were; ``steps``; ``out``.
     """
 
@@ -790,6 +791,7 @@ def fit_poglm(
                 row = {"step": step + 1, "loss": torch.stack(running).mean(dim=0).tolist()}
                 running = []
                 with torch.random.fork_rng(devices=[]):  # looking must not change what is seen
+                    row["clipped"] = model.clipped(part).tolist()
                     if held is not None:
                         row["val_elbo"] = model.elbo(held, 8).mean(dim=-1).tolist()
                     if callback is not None:
