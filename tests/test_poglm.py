@@ -10,7 +10,7 @@ from torch.distributions import Poisson
 from torch.nn import functional
 
 import hitchhiker as hh
-from hitchhiker import estimators, poglm_sweep, poglm_train
+from hitchhiker import estimators, poglm_sweep, poglm_train, sweep
 from hitchhiker.cli import main
 from hitchhiker.models import (
     POGLM,
@@ -614,3 +614,33 @@ def test_a_group_in_small(tmp_path):
     assert names <= set(rows[0])
     json.dumps(rows, allow_nan=False)
     assert poglm_train.CONFIG == "config.json"
+
+
+def test_stored_strong_coupling():
+    """What the book says of five networks: far above the visible-only GLM, all signs, no shrinkage after particle EM."""
+    result = sweep.stored("poglm/strong-0")
+    assert result["missing"] == []
+    assert result["provenance"]["command"].startswith("hitchhiker sweep poglm --preset strong")
+    refined = [row for row in result["rows"] if row.get("refined")]
+    assert {row["data_set"] for row in refined} == {0, 1, 2, 3, 4}
+    truth = {row["data_set"]: row["gain"] for row in result["rows"] if row.get("baseline") == "truth"}
+    for row in refined:
+        assert row["gain"] > 5 * row["gain_se"]
+        assert row["signs"] >= 0.9
+        assert abs(row["gain"] - truth[row["data_set"]]) < 3
+    assert 0.9 < sum(row["scale"] for row in refined) / len(refined) < 1.1
+    before = [
+        r for r in result["rows"] if r.get("refined") is False and (r["method"], r["temperature"]) == ("eat-cubic", 1.0)
+    ]
+    assert max(row["scale"] for row in before) < 0.6
+
+
+def test_stored_paper_setting():
+    """Data set 0: all 408 runs; hidden neurons gain nothing there, and weights are hardly better than zeros."""
+    result = sweep.stored("poglm/released-0")
+    models = [row for row in result["rows"] if "elbo" in row]
+    assert len(models) == 408
+    assert not any(row["diverged"] for row in models)
+    assert sum(row["elbo"] for row in models) / len(models) < next(
+        row["mll"] for row in result["rows"] if row.get("baseline") == "glm"
+    )
