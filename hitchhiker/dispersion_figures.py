@@ -279,6 +279,79 @@ def draw_gradients(rows: Rows, function: str, title: str) -> Any:
     return _finish(fig, axes, title)
 
 
+def erlang_clock(unit_waits: Sequence[float], rate: float = 4.0, stages: int = 3, temperature: float = 0.2) -> Any:
+    """A living figure of Erlang waits: ticks of a fine clock, every k-th of which counts, with sliders for all that matters.
+
+    Parameters
+    ----------
+    unit_waits : e_m > 0, unit exponential draws; some 120 fill the picture at the largest rate and k.
+    rate, stages, temperature : where the sliders start: 1 … 8 counts per window, 1 … 6, 0.02 … 1.
+
+    Returns an ``altair.LayerChart``. Raises ``ImportError`` without altair, ``ValueError`` for no or negative waits.
+
+    >>> erlang_clock([1.0, 0.5, 2.0]).to_dict()["description"][:23]
+    'Ticks of a fast clock: '
+    """
+    waits = [float(e) for e in unit_waits]
+    if not waits or min(waits) <= 0:
+        raise ValueError(f"unit_waits must be positive and at least one, got {waits[:5]}")
+    try:
+        import altair as alt
+    except ImportError as error:
+        raise ImportError('living figures need altair: pip install "hitchhiker[plot]"') from error
+    from hitchhiker import plotting
+
+    horizon, color = 2.0, plotting.COLORS["eat-cubic"]
+    sums = np.cumsum(waits).round(4).tolist()
+
+    def slider(name: str, value: float, low: float, high: float, step: float, label: str) -> Any:
+        return alt.param(name, value=value, bind=alt.binding_range(min=low, max=high, step=step, name=label))
+
+    lam = slider("lam", rate, 1, 8, 0.1, "rate λ")
+    k = slider("k", stages, 1, 6, 1, "ticks a count, k")
+    phase = slider("phase", 0, 0, 5, 1, "ticks already done, J (below k)")
+    tau = slider("tau", temperature, 0.02, 1, 0.02, "temperature τ")
+    soft = "pow(clamp((datum.u + 1) / 2, 0, 1), 2) * (3 - 2 * clamp((datum.u + 1) / 2, 0, 1))"
+    ticks = (
+        alt.Chart(alt.Data(values=[{"g": g, "m": m} for m, g in enumerate(sums, start=1)]))
+        .transform_calculate(t="datum.g / (k * lam)", counts="(datum.m + min(phase, k - 1)) % k == 0 ? 1 : 0")
+        .transform_calculate(u="(1 - datum.t) / tau")
+        .transform_calculate(f=f"datum.counts * {soft}", hard="datum.counts * (datum.t < 1 ? 1 : 0)")
+    )
+    shown = ticks.transform_filter(f"datum.t <= {horizon}")
+    counted = shown.transform_filter("datum.counts == 1")
+    total = ticks.transform_aggregate(z="sum(f)", n="sum(hard)").transform_calculate(
+        says="'soft count z = ' + format(datum.z, '.2f') + '     hard count N = ' + datum.n"
+    )
+    time = alt.X("t:Q", title="time t, in windows", scale=alt.Scale(domain=[0, horizon], nice=False))
+    height = alt.Y(
+        "f:Q", title="counts as much as", scale=alt.Scale(domain=[0, 1.2]), axis=alt.Axis(values=[0, 0.5, 1])
+    )
+    chart = alt.layer(
+        alt.Chart(alt.Data(values=[{"t": 1}])).mark_rule(strokeDash=[5, 3], color="#111111").encode(time),
+        shown.mark_tick(color="#888888", thickness=1.5, size=14).encode(time, y=alt.value(224)),
+        counted.mark_rule(strokeWidth=1.5, color="#555555").encode(time, height),
+        counted.mark_point(filled=True, size=70, opacity=1, color=color).encode(time, height),
+        total.mark_text(align="right", baseline="top", fontSize=13, fontWeight="bold", color="#222222").encode(
+            x=alt.value("width"), y=alt.value(2), text="says:N"
+        ),
+    )
+    return (
+        chart.add_params(lam, k, phase, tau)
+        .properties(
+            width="container",
+            height=230,
+            description=(
+                "Ticks of a fast clock: every k-th tick is a stem that counts, softly near the window's end at t = 1. Sliders "
+                "move the rate, the number of ticks a count, the ticks already done at the start, and the temperature. More "
+                "ticks a count make the stems more evenly spaced."
+            ),
+        )
+        .configure_axis(labelFontSize=11, titleFontSize=12, titleFontWeight="normal", gridColor="#e4e4e4")
+        .configure_view(stroke=None)
+    )
+
+
 # --- spike counts: which law made them?
 
 #: the three truths: observation law and its dispersion; near Fano factor 1/2, 1 and 2 given the past
@@ -360,6 +433,6 @@ reproduce.add_recipe(
 )
 
 __all__ = [
-    "FUNCTIONS", "RELAXATIONS", "TRUTHS", "draw_fidelity", "draw_gradients", "fidelity_rows", "gradient_rows",
+    "FUNCTIONS", "RELAXATIONS", "TRUTHS", "draw_fidelity", "draw_gradients", "erlang_clock", "fidelity_rows", "gradient_rows",
     "recovery_rows", "relaxed_law", "spiking_model", "stages_of", "whole_law",
 ]  # fmt: skip
