@@ -167,16 +167,14 @@ def synthetic_poglm(
 
     Parameters
     ----------
-    preset :
-        - ``"paper"``: as section G.2 says, weights U(-2, 2) over three bins and biases U(-.5, .5).  With softplus
-          such networks explode, so rates are clamped at 10 as in the authors' code, and the clamp is often reached
-          (``.clipped``).
-        - ``"released"``: what the authors' code makes of it.  The convolution keeps the initial weights of its
-          library, U(-1/√15, 1/√15) for 5 inputs and 3 bins (|w| <= .258), and softplus rates below the clamp.
-        - ``"strong"``: hidden neurons that matter, and rates that are stable by construction (:func:`spectral_radius`
-          below 1).  One bin of history; hidden to visible |w| in (2, 4), positive with probability .7, else
-          times -.6; visible to visible U(-.3, .3), visible to hidden U(-.1, .1), hidden to itself .5; biases .5
-          visible and -2 hidden.  Rare, strong, shared input: no history of the visible neurons replaces it.
+    preset : which networks.  ``"paper"``: as section G.2 says, weights U(-2, 2) over three bins and biases U(-.5, .5); with
+        softplus all of them explode, so rates are clamped at 10 as in the authors' code, and the clamp holds a fifth to
+        three quarters of them (``.clipped``).  ``"released"``: what the authors' code makes of it; its convolution keeps
+        the initial weights of its library, U(-1/√15, 1/√15) for 5 inputs and 3 bins (sizes up to .258), and rates stay
+        below the clamp.  ``"strong"``: hidden neurons that matter, and rates that are stable by construction
+        (:func:`spectral_radius` below 1).  It has one bin of history; hidden to visible weights of size 2 to 4, positive
+        with probability .7, else times -.6; visible to visible U(-.3, .3), visible to hidden U(-.1, .1), hidden to itself
+        .5; biases .5 visible and -2 hidden.  Rare, strong, shared input: no history of the visible neurons replaces it.
     num_sets, num_train, num_test, length : data sets, sequences of each kind, bins.
     num_visible, num_hidden : V and H.
     seed : the numbers of a data set depend on the seed and its index only, not on ``num_sets``.

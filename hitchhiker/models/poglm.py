@@ -67,11 +67,10 @@ class POGLM(nn.Module):
     seed : of the initial values; with a population a number (model p has seed + p) or a sequence or tensor that
         broadcasts to it, so that models which differ in temperature only can start equal.
     population : leading axes, e.g. ``(data sets, seeds, temperatures)``; ``()`` for a single model.
-    encoder :
-        - ``"conv"``: the 2·(width//2) + 1 bins around t (G.2: width 7);
-        - ``"forward"``: the ``width`` bins before t, as the network itself sees them;
-        - ``"forward-backward"``: ``width`` bins before and ``width`` bins after t;
-        - ``"forward-self"``: as forward, and the ``width`` bins of hidden counts just drawn: sequential, slower.
+    encoder : what the posterior of bin t sees.  ``"conv"``: the 2·(width//2) + 1 bins around t (G.2: width 7);
+        ``"forward"``: the ``width`` bins before t, as the network itself sees them; ``"forward-backward"``: ``width``
+        bins before and ``width`` bins after t; ``"forward-self"``: as forward, and the ``width`` bins of hidden counts
+        just drawn (sequential, slower).
     width : see above, bins.
     channels : tanh units of a hidden layer of the encoder; None for a linear one, as in G.2.
     link, max_rate : of the network: f, and the clamp of its rates (counts per bin; the authors' code has 10).
@@ -330,12 +329,10 @@ class POGLM(nn.Module):
             over the other sequences (and samples) of the same model.
         temperature : τ, one number, or one a model: a tensor that broadcasts to the population.
         num_samples : S draws of all hidden counts.
-        kl :
-            - ``"analytic"``: Σ_t KL(q_t ‖ p(z_t | past)) in closed form, for a Poisson posterior is known: nothing
-              depends on ln q at relaxed counts, and noise is less.
-            - ``"sampled"``: ln p(x, z) - ln q(z | x) at the sample, the paper's form.  Its ln z! cancels, so a relaxed z
-              enters linearly; with an indicator whose mean is off (c ≠ 1) the KL is off by that factor (the paper's
-              objective at relaxed counts is not a bound).
+        kl : ``"analytic"`` takes Σ_t KL(q_t ‖ p(z_t | past)) in closed form, which a Poisson posterior has: nothing
+            depends on ln q at relaxed counts, and there is less noise.  ``"sampled"`` takes ln p(x, z) - ln q(z | x) at the
+            sample, the paper's form: its ln z! cancels and a relaxed z enters linearly, so with an indicator whose mean is
+            off (c ≠ 1) the KL is off by that factor, and the objective is no bound.
 
         Raises ``ValueError`` for an unknown method or form, or a method that the encoder cannot use.
         """
