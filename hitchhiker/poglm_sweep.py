@@ -44,6 +44,9 @@ STRONG = (
     ("score:leave-one-out", 0.0),
 )  # fmt: skip
 
+#: encoders compared under strong coupling, with their widths in bins
+ENCODERS = (("conv", 1), ("forward", 7), ("forward-backward", 3), ("forward-self", 3))
+
 
 def groups(
     preset: str = "released", data_set: int = 0, *, samples: Sequence[int] = SAMPLES
@@ -90,6 +93,9 @@ def _strong_groups(data_set: int) -> dict[str, dict[str, Any]]:
     for method, temperature in STRONG:
         name = f"{method}-{temperature}" if temperature else method
         made[name.replace(":", "-")] = recipe | {"method": method, "temperatures": [temperature]}
+    for encoder, width in ENCODERS:
+        special = {"method": "eat-cubic", "temperatures": [1.0], "encoder": encoder, "width": width, "seeds": [0]}
+        made[f"encoder-{encoder}-{width}"] = recipe | special
     made["gradients"] = recipe | {"kind": "gradients", "methods": [list(kind) for kind in STRONG], "repeats": 200}
     made["refined"] = recipe | {"method": "eat-cubic", "temperatures": [1.0], "iterations": 60, "em_particles": 250}
     return made
@@ -257,8 +263,8 @@ def _strong(settings: dict[str, Any], folder: Path) -> sweep.Rows:
     train, test = data.train[:, None], data.test[:, None]
     weights, bias = data.weights[:, None], data.bias[:, None]
     model = POGLM(
-        data.num_visible, data.num_hidden, 1, torch.tensor(seeds), population=population, encoder="conv",
-        width=settings["width"], channels=settings["channels"], max_rate=data.max_rate,
+        data.num_visible, data.num_hidden, 1, torch.tensor(seeds), population=population,
+        encoder=settings.get("encoder", "conv"), width=settings["width"], channels=settings["channels"], max_rate=data.max_rate,
     ).start_from(fit_glm(data.train, 1, max_rate=data.max_rate))  # fmt: skip
     chosen, _ = visible_baseline(data)
     glm = chosen.log_likelihood(data.test)
@@ -296,9 +302,15 @@ def _strong(settings: dict[str, Any], folder: Path) -> sweep.Rows:
             model.weights[d, s].detach(), model.bias[d, s].detach(), data.weights[d], data.bias[d], data.num_visible
         )
         curve = [[c["step"], *(round(float(c[name][d, s]), 3) for name in ("elbo", "gain", "scale"))] for c in curves]
+        # another encoder is another experiment: no "refined", so that nothing averages over it by accident
+        special = (
+            {name: settings[name] for name in ("encoder", "width")}
+            if "encoder" in settings
+            else {"refined": "iterations" in settings}
+        )
         rows.append(
             {"data_set": settings["data_set"] + d, "method": settings["method"], "temperature": taus[0], "seed": seeds[s],
-             "refined": "iterations" in settings, "diverged": bool(fit.diverged[d, s])} | row
+             "diverged": bool(fit.diverged[d, s])} | special | row
             | {"curve": curve, "weights": found.weights[..., 0].tolist(), "bias": found.bias.tolist(),
                "true_weights": data.weights[d, ..., 0].tolist(), "true_bias": data.bias[d].tolist()}
         )  # fmt: skip
@@ -423,6 +435,7 @@ def register(app: Any) -> None:
 
 
 __all__ = [
+    "ENCODERS",
     "HISTORIES", "RELAXATIONS", "SAMPLES", "SEEDS", "STRONG", "TEMPERATURES", "THRESHOLDS", "groups", "measure", "register",
     "run", "visible_baseline",
 ]  # fmt: skip
