@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Poisson
@@ -586,6 +587,21 @@ def test_train_command_and_resume(tmp_path, capsys):
     assert main(["train", "poglm", "--out", str(tmp_path / "x"), "--method", "exact"]) == 2
     assert main(["train", "poglm", "--out", str(tmp_path / "x"), "--preset", "weak"]) == 2
     assert "--preset must be one of" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_train_command_on_your_own_counts(tmp_path, capsys):
+    counts = torch.poisson(torch.ones(120, 3)).numpy().astype(int)
+    np.savez(tmp_path / "mine.npz", counts)
+    small = ["--length", "20", "--steps", "2", "--hidden", "1", "--channels", "0", "--particles", "20", "--refine", "2"]
+    assert main(["train", "poglm", "--spikes", str(tmp_path / "mine.npz"), "--out", str(tmp_path / "run"), *small]) == 0
+    assert "visible-only GLM" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert "refined_gain_on_glm" in result
+    assert "weights_error" not in result  # nobody knows the truth
+    np.savez(tmp_path / "bad.npz", counts - 5)
+    assert main(["train", "poglm", "--spikes", str(tmp_path / "bad.npz"), "--out", str(tmp_path / "x"), *small]) == 2
+    assert "whole numbers >= 0" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
