@@ -30,7 +30,8 @@ MOST = 1 << 16
 def log_pmf_table(q: Distribution, tail: float = 1e-12) -> tuple[Float[Tensor, "counts *batch"], float]:
     """(ln P of 0 … M-1 along dimension 0, largest mass beyond M-1), M doubled until that mass is at most ``tail``.
 
-    Differentiable in the law's parameters. A law in float32 is tabulated to its own precision. Raises ``ValueError`` when 65,536 counts do not hold enough of the mass.
+    Differentiable in the law's parameters. A law in float32 is tabulated to its own precision. Raises ``ValueError`` when
+    65,536 counts do not hold enough of the mass.
 
     >>> from hitchhiker import EATNegativeBinomial
     >>> table, lost = log_pmf_table(EATNegativeBinomial(torch.tensor(2.0, dtype=torch.float64), 0.5))

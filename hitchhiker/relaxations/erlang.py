@@ -229,8 +229,8 @@ class EATErlang(RateLaw):
 
     Stationary counts have the mean λ c(τ), whatever k: a mean needs the rate of arrivals alone. So the cubic is unbiased for
     τ <= 1 here too. ``variance`` is exact (:func:`erlang_variance`), without gradient, and so is the ordinary process's
-    mean. ``sample`` and ``log_prob`` are those of the whole
-    counts: stationary, the fine count rounded at random to a multiple of k: ``P(n) = Σ_{i=1-k}^{k-1} (1 - abs(i)/k) Poisson(nk + i; kλ)``.
+    mean. ``sample`` and ``log_prob`` are those of the whole counts: stationary, the fine count rounded at random to a
+    multiple of k, ``P(n) = Σ_{i=1-k}^{k-1} (1 - abs(i)/k) Poisson(nk + i; kλ)``.
 
     Raises ``ValueError`` for rates and temperatures as :class:`hitchhiker.EATPoisson`, and for ``stages`` that is no whole
     number >= 1: it is not learned by gradient. First derivatives only; ``torch.compile`` and ``torch.func.vmap`` do not
