@@ -287,3 +287,19 @@ def test_when_bursts_pay():
     m, r0 = u.exp(), v.exp()
     by_hand = (model.phi.square().sum(0) * m.square() - (m - r0).square() / 2).sum(0)
     torch.testing.assert_close(slope / model.gain_variance, by_hand, rtol=2e-2, atol=1e-3)
+
+
+def test_figures_draw_what_was_measured():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    rows = df.fidelity_rows([0.5, 2.0], [0.5], num_samples=50, num_trials=2)
+    figure = df.draw_fidelity(rows, "title", lambda fano, tau: 1.0)
+    assert len(figure.axes) == 4
+    slopes = df.gradient_rows([0.5], [0.5], draws=50)
+    assert {row["kind"] for row in slopes} == {"eat", "gsm", "score", "difference"}
+    assert len(df.draw_gradients(slopes, "z²", "title").axes) == 2
+    matplotlib.pyplot.close("all")
+    with pytest.raises(ValueError, match="rows must not be empty"):
+        df.draw_fidelity([], "title")
+    with pytest.raises(ValueError, match="unit_waits must be positive and at least one"):
+        df.erlang_clock([1.0, -1.0])
