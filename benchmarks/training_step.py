@@ -7,6 +7,7 @@ Batch 1000, 256 pixels, 512 latents; the encoder is set so that rates follow a l
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -19,14 +20,15 @@ from hitchhiker.models import PoissonVAE
 def main() -> None:
     options, started = arguments(__doc__), time.time()
     torch.set_num_threads(2)
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # not the seed of the weights, or the first patch would be the first filter
     x = torch.randn(1000, 256, device=options.device)
     model = PoissonVAE(num_pixels=256, num_latents=512, seed=0).to(options.device)
-    with torch.no_grad():  # rates as of a trained model: most units quiet, a few at 20
-        model.log_prior_rate.fill_(-1.9)
-        model.encoder.weight.mul_(1.2 / (x @ model.encoder.weight.T).std())
-        top = float(model.rates(x).max())
-        model.log_prior_rate.add_(torch.tensor(20.0 / top).log())
+    with torch.no_grad():  # rates as of a trained model: log-normal, 0.3 on average, the fastest at 20
+        drive = x @ model.encoder.weight.T
+        model.encoder.weight.mul_(0.95 / drive.std(dim=0).unsqueeze(-1))
+        model.log_prior_rate.fill_(0.0)
+        for _ in range(10):  # the soft upper bound of log-rates bends the scale a little
+            model.log_prior_rate.add_(math.log(20.0) - model.log_rates(x)[0].max())
     rate = model.rates(x).detach()
     m = hh.truncation.paper_num_arrivals(rate)
     optimizer = torch.optim.Adamax(model.parameters(), lr=0.0)
@@ -48,8 +50,11 @@ def main() -> None:
         optimizer.step()
 
     methods = ("exact", "eat-cubic", "eat-sigmoid", "gsm", "difference", "straight-through", "moment-matched")
-    functions = {name: step(name) for name in methods} | {"eat-cubic, Algorithm 1 dense": dense}
+    functions = {name: step(name) for name in methods}
     spent = in_turn(functions, options.repeats, options.device)
+    # by itself: the step after it would pay for the gigabytes that it has just given back
+    functions["eat-cubic, Algorithm 1 dense"] = dense
+    spent |= in_turn({"eat-cubic, Algorithm 1 dense": dense}, options.repeats, options.device)
     reference = summary(spent["exact"])["median_ms"]
     rows = []
     for name in functions:
