@@ -29,7 +29,7 @@ def test_tables_say_what_is_stored(samplers, capsys):
 
 def test_origin_names_command_machine_and_seed(samplers):
     text = cost_figures.origin(samplers)
-    assert "benchmarks/samplers.py" in text and "1 thread," in text and "seed 0" in text
+    assert all(part in text for part in ("benchmarks/samplers.py", "1 thread,", "seed 0"))
 
 
 def test_curves():
