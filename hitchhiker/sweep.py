@@ -259,7 +259,7 @@ def _executor(workers: int, cluster: str | None) -> Iterator[concurrent.futures.
         try:
             from distributed import Client  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
-            raise ImportError('a cluster needs Dask: pip install "hitchhiker[cluster]"') from error
+            raise ImportError("a cluster needs Dask: pip install distributed") from error
         with Client(cluster) as client:
             yield client.get_executor(pure=False)
     elif workers == 1:

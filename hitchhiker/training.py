@@ -724,7 +724,7 @@ def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError('TensorBoard metrics need a package: pip install "hitchhiker[tensorboard]"') from error
+        raise ImportError("TensorBoard metrics need a package: pip install tensorboard") from error
     return SummaryWriter
 
 
