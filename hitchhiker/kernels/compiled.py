@@ -188,6 +188,8 @@ def _arrival_times(code, half, rates, temperature, is_log, hard, seed, start, st
     one_tau = temperature.size == 1
     buffer, words = np.empty(256), np.empty(128, dtype=np.uint64)
     single = code == 0 and count.itemsize == 4
+    state += _GOLDEN
+    gap = -math.log(_uniform(state))
     for i in range(start, stop):
         if i == start or not one_tau:
             tau = float(temperature[0 if one_tau else i])
@@ -201,13 +203,15 @@ def _arrival_times(code, half, rates, temperature, is_log, hard, seed, start, st
             count[i], slope[i] = math.nan, math.nan
             continue
         total = rate * (before + window)
+        if gap >= total and total < 2.0:
+            gap -= total
+            count[i], slope[i] = 0.0, 0.0
+            continue
         n, g, crossed = 0.0, 0.0, 0.0
         if total < 2.0:
-            # few arrivals: draw them all, and each says by itself whether it fell into the window
-            k, state = _poisson(total, state)
-            for _ in range(int(k)):
-                state += _GOLDEN
-                t = _uniform(state) * (before + window)
+            # the windows of quiet units, end to end, hold one Poisson process: an exponential gap leads to the next arrival
+            while gap < total:
+                t = gap / rate
                 if t < before:
                     n += 1.0
                     crossed += 1.0
@@ -217,6 +221,9 @@ def _arrival_times(code, half, rates, temperature, is_log, hard, seed, start, st
                     n += f
                     g += d * (inverse_tau - s)
                     crossed += 1.0 if s > 0.0 else 0.0
+                state += _GOLDEN
+                gap -= math.log(_uniform(state))
+            gap -= total
         else:
             certain, state = _poisson(rate * before, state)
             fractional, state = _poisson(rate * window, state)
@@ -388,14 +395,20 @@ def _run(kernel, parameter: Tensor, temperature: Tensor, *arguments) -> tuple[Te
         start = i * BLOCK
         kernel(*arguments[:-2], flat, tau, *arguments[-2:], seeds[i], start, min(start + BLOCK, flat.size), *out)
 
-    threads = min(torch.get_num_threads(), len(blocks))
-    if threads <= 1:
-        for i in range(len(blocks)):
+    pending = iter(range(len(blocks)))  # whoever is free takes the next block; its stream is its own
+
+    def work() -> None:
+        for i in pending:
             block(i)
-    else:
-        if _pool is None or _pool._max_workers < threads:
-            _pool = ThreadPoolExecutor(threads, thread_name_prefix="hitchhiker")
-        list(_pool.map(block, range(len(blocks))))
+
+    others = min(torch.get_num_threads(), len(blocks)) - 1
+    if others > 0 and (_pool is None or _pool._max_workers < others):
+        _pool = ThreadPoolExecutor(others, thread_name_prefix="hitchhiker")
+    # this thread works too: torch's own threads may still be spinning on the other cores
+    waiting = [_pool.submit(work) for _ in range(others)] if _pool is not None else []
+    work()
+    for other in waiting:
+        other.result()
     return count, slope
 
 
