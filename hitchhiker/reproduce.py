@@ -7,6 +7,7 @@ finished cell and ends with the same numbers.  A new figure is one :class:`Recip
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -410,22 +411,36 @@ def stored(name: str) -> Result:
 
     Raises ``FileNotFoundError`` that says how to make it.
     """
-    file = f"{get(name).numbers_of or name}.json"
-    package = Path(__file__).resolve().parent
-    installed = Path("share", "hitchhiker", "results", "figures", file)
-    places = [package.parent / "data" / "results" / "figures" / file, package.parent / installed]
-    places.append(Path(sysconfig.get_path("data")) / installed)
     try:
+        path = locate(f"figures/{get(name).numbers_of or name}.json")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}: make it with `hitchhiker reproduce {name} --full --output FOLDER`"
+        ) from error
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def locate(file: str) -> Path:
+    """Where a file of ``data/results`` is: in this copy of the repository, or in the installation.
+
+    >>> locate("figures/figure-1.json").name
+    'figure-1.json'
+
+    Raises ``FileNotFoundError`` naming the file.
+    """
+    package = Path(__file__).resolve().parent
+    installed = Path("share", "hitchhiker", "results", file)
+    places = [
+        package.parent / "data" / "results" / file, package.parent / installed,
+        Path(sysconfig.get_path("data")) / installed,
+    ]  # fmt: skip
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         listed = importlib.metadata.files("hitchhiker") or []
-    except importlib.metadata.PackageNotFoundError:
-        listed = []
-    places += [Path(str(path.locate())) for path in listed if path.name == file]
+        places += [Path(str(path.locate())) for path in listed if path.as_posix().endswith(f"results/{file}")]
     for place in places:
         if place.exists():
-            return json.loads(place.read_text(encoding="utf-8"))
-    raise FileNotFoundError(
-        f"no stored result {file}: make it with `hitchhiker reproduce {name} --full --output FOLDER`"
-    )
+            return place
+    raise FileNotFoundError(f"no stored result {file}")
 
 
 def select(rows: Rows, **wanted: Any) -> Rows:

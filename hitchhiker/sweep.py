@@ -15,10 +15,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import datetime
-import importlib.metadata
 import json
 import re
-import sysconfig
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -143,31 +141,8 @@ def stored(name: str) -> Result:
 
     Raises ``FileNotFoundError`` naming the file.
     """
-    path = locate(f"{name}.json")
+    path = reproduce.locate(f"{name}.json")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def locate(file: str) -> Path:
-    """Where a file of ``data/results`` is: in this copy of the repository, or in the installation.
-
-    >>> locate("figures/figure-1.json").name
-    'figure-1.json'
-
-    Raises ``FileNotFoundError`` naming the file.
-    """
-    package = Path(__file__).resolve().parent
-    installed = Path("share", "hitchhiker", "results", file)
-    places = [
-        package.parent / "data" / "results" / file, package.parent / installed,
-        Path(sysconfig.get_path("data")) / installed,
-    ]  # fmt: skip
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        listed = importlib.metadata.files("hitchhiker") or []
-        places += [Path(str(path.locate())) for path in listed if path.as_posix().endswith(f"results/{file}")]
-    for place in places:
-        if place.exists():
-            return place
-    raise FileNotFoundError(f"no stored result {file}")
 
 
 # --- one group
@@ -271,6 +246,3 @@ def _executor(workers: int, cluster: str | None) -> Iterator[concurrent.futures.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
             yield pool
-
-
-__all__ = ["SweepFailed", "collect", "locate", "run", "stored"]
