@@ -160,8 +160,9 @@ class _Page:
                 setups += 1
                 setup_cell.check(code, self.path.name)
                 code = setup_cell.source(repository)
-            if "# NBVAL_CHECK_OUTPUT" in cell.source and "nbval-check-output" not in tags:
-                tags.append("nbval-check-output")  # nbval itself reads the comment only on a line of its own
+            alone = "# NBVAL_CHECK_OUTPUT" in cell.source.splitlines()  # then nbval reads it, and a tag too is an error
+            if "# NBVAL_CHECK_OUTPUT" in cell.source and not alone and "nbval-check-output" not in tags:
+                tags.append("nbval-check-output")
             hidden = self.folded or any(t in tags for t in ("hide-input", "hide-cell", "remove-cell", "remove-input"))
             new = nbformat.v4.new_code_cell(code)
             if tags:
