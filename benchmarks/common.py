@@ -117,9 +117,9 @@ def processor() -> str:
         return "unknown"
 
 
-def save(name: str, command: str, started: float, rows: list[dict], **settings) -> Path:
+def save(name: str, command: str, started: float, rows: list[dict], device: str = "cpu", **settings) -> Path:
     """Write ``data/results/bench/NAME.json`` with where the numbers come from."""
-    record = reproduce.provenance(command, settings.get("seed", 0), time.time() - started)
+    record = reproduce.provenance(command, settings.get("seed", 0), time.time() - started, device)
     record |= {"processor": processor(), "threads": torch.get_num_threads()}
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"

@@ -77,7 +77,14 @@ def main() -> None:
     for method in ("exact", "eat-cubic", "eat-sigmoid"):
         rows.append(training(method, options.epochs))
         print(f"{method}: {rows[-1]['seconds']:.1f} s for {rows[-1]['steps']} steps", flush=True)
-    save("gpu", f"python benchmarks/gpu.py --units {options.units} --epochs {options.epochs}", started, rows, seed=0)
+    save(
+        "gpu",
+        f"python benchmarks/gpu.py --units {options.units} --epochs {options.epochs}",
+        started,
+        rows,
+        device="cuda",
+        seed=0,
+    )
 
 
 if __name__ == "__main__":

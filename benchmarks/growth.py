@@ -64,6 +64,7 @@ def main() -> None:
         f"python benchmarks/growth.py --device {options.device}",
         started,
         rows,
+        device=options.device,
         seed=0,
     )
 

@@ -96,7 +96,7 @@ def main() -> None:
                     flush=True,
                 )
     name = "samplers" if options.device == "cpu" else f"samplers-{options.device}"
-    save(name, f"python benchmarks/samplers.py --device {options.device}", started, rows, seed=0)
+    save(name, f"python benchmarks/samplers.py --device {options.device}", started, rows, device=options.device, seed=0)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def main() -> None:
     }
     save(
         f"training_step{'' if options.device == 'cpu' else '-cuda'}",
-        f"python benchmarks/training_step.py --device {options.device}", started, rows, seed=0, **settings,
+        f"python benchmarks/training_step.py --device {options.device}", started, rows, device=options.device, seed=0, **settings,
     )  # fmt: skip
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from numbers import Integral
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Entry = TypeVar("Entry")
 
 
 def as_float_tensor(name: str, value: Tensor | float, like: Tensor | None = None) -> Tensor:
@@ -69,6 +72,13 @@ def require_count(name: str, value: int | None, minimum: int = 1, optional: bool
         return
     if isinstance(value, bool) or not isinstance(value, (int, Integral)) or value < minimum:
         raise ValueError(f"{name} must be a whole number >= {minimum}{' or None' if optional else ''}, got {value!r}")
+
+
+def named(argument: str, name: str, registry: Mapping[str, Entry]) -> Entry:
+    """The registry's entry of that name; ``ValueError`` with the known names."""
+    if name not in registry:
+        raise ValueError(f"{argument} must be one of {', '.join(registry)}, got {name!r}")
+    return registry[name]
 
 
 def common_shape(**tensors: Tensor) -> torch.Size:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from hitchhiker import dispersion, reproduce
+from hitchhiker import dispersion, figures, reproduce
 from hitchhiker.models.glm import GLM, OBSERVATIONS, fit_glm
 from hitchhiker.relaxations.com_poisson import ConwayMaxwellPoisson, GSMConwayMaxwellPoisson
 from hitchhiker.relaxations.erlang import EATErlang
@@ -292,13 +292,8 @@ def erlang_clock(unit_waits: Sequence[float], rate: float = 4.0, stages: int = 3
     >>> erlang_clock([1.0, 0.5, 2.0]).to_dict()["description"][:23]
     'Ticks of a fast clock: '
     """
-    waits = [float(e) for e in unit_waits]
-    if not waits or min(waits) <= 0:
-        raise ValueError(f"unit_waits must be positive and at least one, got {waits[:5]}")
-    try:
-        import altair as alt
-    except ImportError as error:
-        raise ImportError('living figures need altair: pip install "hitchhiker[plot]"') from error
+    waits = figures.checked_waits(unit_waits)
+    alt = figures.altair_module()
     from hitchhiker import plotting
 
     horizon, color = 2.0, plotting.COLORS["eat-cubic"]

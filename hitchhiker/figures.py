@@ -16,6 +16,23 @@ _FORMULAS = {  # of the scaled time u = (1 - t)/τ, in vega's language
 }
 
 
+def altair_module() -> Any:
+    """altair, or an ``ImportError`` that says how to get it."""
+    try:
+        import altair
+    except ImportError as error:
+        raise ImportError('living figures need altair: pip install "hitchhiker[plot]"') from error
+    return altair
+
+
+def checked_waits(unit_waits: Sequence[float]) -> list[float]:
+    """The waits of a living clock as a list.  Raises ``ValueError`` for none, or one that is not positive."""
+    waits = [float(e) for e in unit_waits]
+    if not waits or min(waits) <= 0:
+        raise ValueError(f"unit_waits must be positive and at least one, got {waits[:5]}")
+    return waits
+
+
 def arrival_clock(
     unit_waits: Sequence[float], rate: float = 4.0, temperature: float = 0.4, horizon: float = 2.0
 ) -> Any:
@@ -38,13 +55,8 @@ def arrival_clock(
 
     Source: Figure 5, Algorithm 1.
     """
-    waits = [float(e) for e in unit_waits]
-    if not waits or min(waits) <= 0:
-        raise ValueError(f"unit_waits must be positive and at least one, got {waits[:5]}")
-    try:
-        import altair as alt
-    except ImportError as error:
-        raise ImportError('living figures need altair: pip install "hitchhiker[plot]"') from error
+    waits = checked_waits(unit_waits)
+    alt = altair_module()
 
     sums = [round(sum(waits[: m + 1]), 4) for m in range(len(waits))]
     grid = [round(horizon * i / 200, 4) for i in range(201)]
@@ -476,10 +488,7 @@ def monte_carlo_floor(rows: Sequence[dict[str, Any]], start: float = 2.0) -> Any
 
     Returns an ``altair.LayerChart``.  Raises ``ImportError`` without altair.
     """
-    try:
-        import altair as alt
-    except ImportError as error:
-        raise ImportError('living figures need altair: pip install "hitchhiker[plot]"') from error
+    alt = altair_module()
 
     data = [
         {

@@ -122,6 +122,20 @@ def get(indicator: str | SoftIndicator) -> SoftIndicator:
     return REGISTRY[indicator]
 
 
+def registered(indicator: str | SoftIndicator) -> SoftIndicator:
+    """As :func:`get`, but only of what is in the registry: the samplers know an indicator by its name.
+
+    Raises ``ValueError`` for an unknown name, or an object that is not the registered one of its name.
+
+    >>> registered("cubic").name
+    'cubic'
+    """
+    found = get(indicator)
+    if get(found.name) is not found:
+        raise ValueError(f"indicator must be registered first (hitchhiker.indicators.register), got {found!r}")
+    return found
+
+
 def register(indicator: SoftIndicator) -> SoftIndicator:
     """Make ``indicator`` known by its name to every law, moment and derivation; a taken name is a ``ValueError``."""
     if indicator.name in REGISTRY:

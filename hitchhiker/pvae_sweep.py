@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hitchhiker import indicators, reproduce, sweep, training
+from hitchhiker.checks import named
 from hitchhiker.models import (
     PoissonVAE,
     noise_orientation_index,
@@ -402,11 +403,7 @@ def estimate(
 
 
 def _preset(preset: str | Preset) -> Preset:
-    if isinstance(preset, Preset):
-        return preset
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    return PRESETS[preset]
+    return preset if isinstance(preset, Preset) else named("preset", preset, PRESETS)
 
 
 # --- the command

@@ -389,12 +389,14 @@ def get(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def provenance(command: str, seed: int, seconds: float) -> dict[str, Any]:
+def provenance(command: str, seed: int, seconds: float, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Where a result comes from: command, date, device, seed, versions, commit and time."""
     return {
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)",
+        "device": torch.cuda.get_device_name(device)
+        if torch.device(device).type == "cuda"
+        else f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)",
         "seed": seed,
         "seconds": round(seconds, 1),
         "versions": {"python": platform.python_version(), "hitchhiker": hitchhiker.__version__}

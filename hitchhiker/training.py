@@ -416,9 +416,8 @@ class _Run:
         norm = self._clip()
         failed = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm)).reshape(-1)
         self.failed_at.copy_(torch.where(failed & (self.failed_at < 0), self.number, self.failed_at))
-        if (
-            self.device.type == "cpu"
-        ):  # elsewhere looking means waiting: before the next row or checkpoint is early enough
+        # elsewhere looking means waiting: before the next row or checkpoint is early enough
+        if self.device.type == "cpu":
             self._raise_if_diverged()
         self.optimizer.step()
         row = torch.stack([(sse + kl).detach(), sse.detach(), kl.detach(), norm]).double()

@@ -31,13 +31,17 @@ _fast: dict[str, Any] = {**_options, "fastmath": {"reassoc", "contract", "nsz"}}
 
 
 @njit(**_inline)
+def _word(state):
+    """64 random bits from a counter state."""
+    z = (state ^ (state >> _S30)) * _MIX_1
+    z = (z ^ (z >> _S27)) * _MIX_2
+    return z ^ (z >> _S31)
+
+
+@njit(**_inline)
 def _uniform(state):
     """A number strictly inside (0, 1) from a counter state."""
-    z = state
-    z = (z ^ (z >> _S30)) * _MIX_1
-    z = (z ^ (z >> _S27)) * _MIX_2
-    z = z ^ (z >> _S31)
-    return (np.float64(z >> _S11) + 0.5) * _UNIT
+    return (np.float64(_word(state) >> _S11) + 0.5) * _UNIT
 
 
 @njit(**_options)
@@ -158,10 +162,7 @@ def _sigmoid_block(words, number, low, width, inverse_tau, state):
     error below 4e-6 for |s| <= 8, where all but a 3,000th of the sum comes from.
     """
     for j in range((number + 1) // 2):
-        z = state + np.uint64(j + 1) * _GOLDEN
-        z = (z ^ (z >> _S30)) * _MIX_1
-        z = (z ^ (z >> _S27)) * _MIX_2
-        words[j] = z ^ (z >> _S31)
+        words[j] = _word(state + np.uint64(j + 1) * _GOLDEN)
     signed = words.view(np.int32)
     middle, scale, top = _F32(low + 0.5 * width), _F32(width * 2.0**-32), _F32(inverse_tau)
     fraction, slope, crossed = _F32(0), _F32(0), 0

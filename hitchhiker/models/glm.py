@@ -18,7 +18,7 @@ from jaxtyping import Float, Real
 from torch import Tensor
 from torch.nn import functional
 
-from hitchhiker.checks import require_count
+from hitchhiker.checks import named, require_count
 from hitchhiker.relaxations.com_poisson import ConwayMaxwellPoisson
 from hitchhiker.relaxations.doubly_stochastic import EATModulatedPoisson
 
@@ -46,11 +46,7 @@ LINKS: dict[str, Link] = {
 
 def get_link(name: str | Link) -> Link:
     """The link of that name; ``ValueError`` with the known names."""
-    if isinstance(name, Link):
-        return name
-    if name not in LINKS:
-        raise ValueError(f"link must be one of {', '.join(LINKS)}, got {name!r}")
-    return LINKS[name]
+    return name if isinstance(name, Link) else named("link", name, LINKS)
 
 
 @dataclass(frozen=True)
@@ -93,11 +89,7 @@ def add_observation(law: Observation) -> Observation:
 
 def get_observation(name: str | Observation) -> Observation:
     """The observation law of that name; ``ValueError`` with the known names."""
-    if isinstance(name, Observation):
-        return name
-    if name not in OBSERVATIONS:
-        raise ValueError(f"observation must be one of {', '.join(OBSERVATIONS)}, got {name!r}")
-    return OBSERVATIONS[name]
+    return name if isinstance(name, Observation) else named("observation", name, OBSERVATIONS)
 
 
 add_observation(Observation("poisson", _poisson_log_prob, lambda rate, dispersion: torch.poisson(rate)))

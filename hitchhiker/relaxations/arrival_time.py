@@ -100,11 +100,7 @@ class EATPoisson(RelaxedPoisson):
         hard: bool = False,
         validate_args: bool | None = None,
     ):
-        self.indicator = indicators.get(indicator)
-        if indicators.get(self.indicator.name) is not self.indicator:
-            raise ValueError(
-                f"indicator must be registered first (hitchhiker.indicators.register), got {self.indicator!r}"
-            )
+        self.indicator = indicators.registered(indicator)
         require_count("num_arrivals", num_arrivals, optional=True)
         self.num_arrivals = num_arrivals
         self.hard = hard

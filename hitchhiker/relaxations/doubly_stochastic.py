@@ -67,11 +67,7 @@ class EATModulatedPoisson(RateLaw):
         hard: bool = False,
         validate_args: bool | None = None,
     ):
-        self.indicator = indicators.get(indicator)
-        if indicators.get(self.indicator.name) is not self.indicator:
-            raise ValueError(
-                f"indicator must be registered first (hitchhiker.indicators.register), got {self.indicator!r}"
-            )
+        self.indicator = indicators.registered(indicator)
         if gain not in GAINS:
             raise ValueError(f"gain must be one of {GAINS}, got {gain!r}")
         self.gain, self.hard = gain, hard

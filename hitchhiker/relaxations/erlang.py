@@ -256,11 +256,7 @@ class EATErlang(RateLaw):
         hard: bool = False,
         validate_args: bool | None = None,
     ):
-        self.indicator = indicators.get(indicator)
-        if indicators.get(self.indicator.name) is not self.indicator:
-            raise ValueError(
-                f"indicator must be registered first (hitchhiker.indicators.register), got {self.indicator!r}"
-            )
+        self.indicator = indicators.registered(indicator)
         require_count("stages", stages)
         self.stages, self.ordinary, self.hard = int(stages), ordinary, hard
         super().__init__(rate, log_rate, temperature, validate_args)

@@ -129,11 +129,7 @@ class EATNegativeBinomial(RelaxedNegativeBinomial):
         hard: bool = False,
         validate_args: bool | None = None,
     ):
-        self.indicator = indicators.get(indicator)
-        if indicators.get(self.indicator.name) is not self.indicator:
-            raise ValueError(
-                f"indicator must be registered first (hitchhiker.indicators.register), got {self.indicator!r}"
-            )
+        self.indicator = indicators.registered(indicator)
         self.hard = hard
         super().__init__(total_count, probs, temperature, validate_args)
 
