@@ -2,8 +2,8 @@
 
 A *group* is one population: models that share data, batches and schedule, and differ by method, temperature and seed.
 Presets: ``paper`` (its sizes), ``laptop`` (all 96 models scaled down), ``matched`` (further indicators at the same width
-Aτ, hotter cubics), ``budget`` (how far each method is from exact gradients as training gets longer), ``nonlinear`` (a
-decoder with a hidden layer), ``smoke`` (seconds).
+Aτ, hotter cubics), ``budget`` (how far each method is from exact gradients as training gets longer), ``averaged``
+(several samples a step, annealed temperatures, RELAX), ``nonlinear`` (a decoder with a hidden layer), ``smoke`` (seconds).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Preset:
     batch, lr, prior, beta_annealed : as in ``training.Settings`` and ``PoissonVAE``.
     epochs : passes over the data; several for ``budget``, one a group.
     seeds : models of each kind.
-    plan : ``"paper"``, ``"matched"``, ``"budget"`` or ``"nonlinear"``: which models there are.
+    plan : ``"paper"``, ``"matched"``, ``"budget"``, ``"averaged"`` or ``"nonlinear"``: which models there are.
     decoder : ``"linear"`` or ``"mlp"``.
     """
 
@@ -84,6 +84,10 @@ PRESETS: dict[str, Preset] = {
         "nine methods after 1,500, 7,500 and 37,500 steps, five of them after 240,000: laptop sizes, batches of 32",
         size=8, latents=64, patches=30_000, batch=32, epochs=(2, 10, 50, 320), lr=0.02, prior=(-3.0, -2.0), plan="budget",
     ),
+    "averaged": Preset(
+        "what quietens a gradient, sizes of budget: 4 and 16 samples a step, τ annealed from 1, RELAX",
+        size=8, latents=64, patches=30_000, batch=32, epochs=(2, 10, 50), lr=0.02, prior=(-3.0, -2.0), plan="averaged",
+    ),
     "nonlinear": dataclasses.replace(
         _LAPTOP, about="laptop sizes with a decoder of one hidden layer: ten methods after 1,000 and 4,000 steps",
         epochs=(2, 8), plan="nonlinear", decoder="mlp",
@@ -119,15 +123,21 @@ def groups(
     def population(kinds: Sequence[tuple[str, float]], **special: Any) -> dict[str, Any]:
         return common | special | {"models": [[m, t, s] for m, t in kinds for s in seeds]}
 
+    per_epoch = round(sizes.patches * 0.8) // sizes.batch
     if sizes.plan == "budget":
-        per_epoch = round(sizes.patches * 0.8) // sizes.batch
         followed = {e: BUDGET_KINDS if e <= 50 else LONG_KINDS for e in sizes.epochs}
         parts = {f"steps-{e * per_epoch}": population(followed[e], epochs=e) for e in sizes.epochs}
         score = [("score:leave-one-out", 0.0)]
         return parts | {f"score-{e * per_epoch}": population(score, epochs=e) for e in sizes.epochs[:2]}
+    if sizes.plan == "averaged":
+        middle = sizes.epochs[1]
+        parts = {f"samples-{n}": population(AVERAGED_KINDS, epochs=middle, samples=n) for n in (4, 16)}
+        cold = [("eat-cubic", 0.1), ("eat-sigmoid", 0.1)]
+        parts |= {f"annealed-{e * per_epoch}": population(cold, epochs=e, anneal=True) for e in sizes.epochs}
+        control = [("relax", 0.1), ("relax", 0.5)]
+        return parts | {f"relax-{e * per_epoch}": population(control, epochs=e) for e in sizes.epochs[:2]}
     if sizes.plan == "nonlinear":
         common |= {"decoder": sizes.decoder}
-        per_epoch = round(sizes.patches * 0.8) // sizes.batch
         return {f"steps-{e * per_epoch}": population(NONLINEAR_KINDS, epochs=e) for e in sizes.epochs}
     if sizes.plan == "matched":
         return {
@@ -150,6 +160,10 @@ BUDGET_KINDS: tuple[tuple[str, float], ...] = (
 #: those that are followed to the longest run: the exact gradient, an unbiased one, a biased one, a cold and a hot cubic
 LONG_KINDS: tuple[tuple[str, float], ...] = (
     ("exact", 0.0), ("difference", 0.0), ("straight-through", 0.0), ("eat-cubic", 0.1), ("eat-cubic", 1.0),
+)  # fmt: skip
+#: those that are trained with several samples a step too
+AVERAGED_KINDS: tuple[tuple[str, float], ...] = (
+    ("difference", 0.0), ("straight-through", 0.0), ("moment-matched", 1.0), ("eat-cubic", 0.1), ("eat-cubic", 0.389),
 )  # fmt: skip
 
 #: the methods of the study with a decoder that is not linear, where there is no exact gradient

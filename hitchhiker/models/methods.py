@@ -81,6 +81,7 @@ def _others() -> list[Method]:
         Method("difference", poisson, estimators.difference, uses_temperature=False),
         Method("straight-through", poisson, estimators.straight_through, uses_temperature=False),
         Method("straight-through:midpoint", poisson, _midpoint, uses_temperature=False),
+        Method("relax", poisson, estimators.relax, captures=False),
         Method("moment-matched", poisson, estimators.moment_matched, max_temperature=1.0, captures=False),
         *(
             Method(
