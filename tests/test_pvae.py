@@ -18,6 +18,7 @@ from hitchhiker.models.pvae import _kl_of_log_rates
 UNBIASED = [
     "exact",
     "difference",
+    "relax",
     "difference:2",
     "straight-through:midpoint",
     "moment-matched",
