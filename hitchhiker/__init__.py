@@ -11,7 +11,7 @@ torch.Size([1000, 2])
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from hitchhiker import estimators, fidelity, gradient_quality, indicators, linear_decoder, moments, truncation
 from hitchhiker.relaxations.arrival_time import EATPoisson
@@ -44,14 +44,27 @@ __all__ = [
 __version__ = "0.1.0"
 
 #: rooms of their own, which the core never imports: they are there as soon as they are named
-_ROOMS = ("datasets", "dispersion", "figures", "models", "plotting", "reproduce", "symbolic", "testing", "training")
+_ROOMS = (
+    "course",
+    "datasets",
+    "dispersion",
+    "figures",
+    "models",
+    "plotting",
+    "reproduce",
+    "symbolic",
+    "testing",
+    "training",
+)
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"hitchhiker.{name}")
+    if name == "check":
+        return importlib.import_module("hitchhiker.course").check
     raise AttributeError(f"module 'hitchhiker' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*globals(), *_ROOMS, "check"])
