@@ -243,6 +243,36 @@ def decoder_problem(kind: str, latents: int, pixels: int = 32, seed: int = 0) ->
 DECODERS = ("linear", "quadratic", "mlp")
 
 
+def rate_problem(level: float, latents: int = 64, pixels: int = 32, seed: int = 0) -> tuple[Any, Tensor]:
+    """A loss ‖x - decoder(z)‖² with one hidden layer of 64 tanh units, and rates (latents,) of about ``level`` counts.
+
+    Above one count a latent the weights shrink as level^-½, so that the counts' noise moves the hidden layer equally at all
+    levels; below, one count moves it as much as it does at one.  The decoder takes counts less their mean.
+
+    Raises ``ValueError`` for a level that is not positive.
+
+    >>> f, rate = rate_problem(10.0)
+    >>> f(torch.zeros(3, 64)).shape, bool(5 < rate.mean() < 20)
+    (torch.Size([3]), True)
+    """
+    if not 0 < level < math.inf:
+        raise ValueError(f"level must be > 0 and finite, got {level}")
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    rate = level * torch.exp(0.8 * normal(latents) - 0.32)
+    hidden, shift = normal(64, latents) / math.sqrt(latents * max(1.0, level)), 0.3 * normal(64)
+    out = 2 * normal(pixels, 64) / 8
+
+    def decode(z: Tensor) -> Tensor:
+        return torch.tanh((z - rate) @ hidden.T + shift) @ out.T
+
+    x = decode(torch.poisson(rate, generator=generator)) + 0.5 * normal(pixels)
+    return lambda z: (x - decode(z)).square().sum(dim=-1), rate
+
+
 def one_sample_gradients(
     estimator: Callable[..., Tensor], f: Any, law: Callable[..., Any], log_rate: Tensor, draws: int, calls: int = 1
 ) -> Tensor:
