@@ -71,7 +71,7 @@ EXERCISES: dict[str, Exercise] = {
         expected=_campbell,
         parts=("the mean", "the variance"),
         ask="a function window_sampler(rate, tau, f, size) that returns a tensor of shape (size,)",
-        because="Mean and variance are Campbell's at every rate and temperature tried, and no arrival was cut off.",
+        because="Mean and variance are the exact ones at every rate and temperature tried, and no arrival was cut off.",
         mistakes={
             lambda rate, tau, f, size: _edge_counts(
                 rate * (1 - tau), rate * tau, f, size
