@@ -8,6 +8,7 @@ A new subcommand is one function with a decorator: ``@app.command()``, or ``@tra
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,8 @@ if typer is not None:
     app.add_typer(train_app, name="train")
     sweep_app = typer.Typer(help="Train a grid of models; any sweep can be stopped and resumed.", no_args_is_help=True)
     app.add_typer(sweep_app, name="sweep")
+    course_app = typer.Typer(help="Build problem sets and grade what students hand in.", no_args_is_help=True)
+    app.add_typer(course_app, name="course")
     from hitchhiker import poglm_sweep as _poglm_sweep
     from hitchhiker import poglm_train as _poglm_train
     from hitchhiker import pvae_sweep as _pvae_sweep
@@ -103,6 +106,23 @@ if typer is not None:
         from hitchhiker.models import known_methods
 
         print("\n".join(known_methods()))
+
+    @course_app.command("build")
+    def build_course(
+        sets: Annotated[
+            list[str] | None, typer.Argument(help="Sets, as ps1; all by default.", metavar="[SET]...")
+        ] = None,
+        variant: Annotated[int, typer.Option(help="Variant: 0 is the source's, others draw other values.")] = 0,
+        out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("course"),
+    ) -> None:
+        """Make the student notebook, the instructor notebook and the autograder of problem sets.
+
+        Example: hitchhiker course build ps1 --variant 3 --out course
+        """
+        with _course():
+            from hitchhiker.course.build import build
+        for folder in build(sets or [], variant, out):
+            print(f"{folder}: " + ", ".join(sorted(p.name for p in folder.iterdir())))
 
     @train_app.command("pvae")
     def train_pvae(
@@ -173,6 +193,14 @@ if typer is not None:
         run_pvae(
             out, given, explicit, resume=resume, quiet=quiet, checkpoint_every=checkpoint_every, tensorboard=tensorboard
         )
+
+
+@contextlib.contextmanager
+def _course():
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f'this command needs further packages: pip install "hitchhiker[course]" ({error})') from error
 
 
 def run_pvae(

@@ -9,9 +9,9 @@ import importlib
 from typing import Any
 
 #: what lives where; nothing is imported before it is asked for
-_HOMES = {"check": "checking"}
+_HOMES = {"check": "checking", "code": "values", "at": "values"}
 
-__all__ = ["check"]
+__all__ = ["at", "check", "code"]
 
 
 def __getattr__(name: str) -> Any:
