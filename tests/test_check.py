@@ -173,7 +173,7 @@ lam, tau, x = sp.symbols("lam tau x")
 
 @pytest.mark.parametrize(
     "answer",
-    ["lambda**2*(1 + tau)", "λ^2 + λ^2*τ", "lam**2 + rate**2*temperature", lam**2 + lam**2 * tau,
+    ["lambda**2*(1 + tau)", "λ^2 + λ^2*τ", "lam^2*(π + π*tau)/pi", "lam**2 + rate**2*temperature", lam**2 + lam**2 * tau,
      sp.Symbol("λ", real=True) ** 2 * (1 + sp.Symbol("tau", positive=True)), sp.exp(2 * sp.log(lam)) * (tau + 1),
      lam**2 * (sp.sin(x) ** 2 + sp.cos(x) ** 2 + tau).simplify(), sp.Sum(lam**2 * (1 + tau) / 3, (x, 1, 3))],
 )  # fmt: skip
@@ -188,7 +188,7 @@ def test_an_expression_may_be_written_in_any_way(answer):
      (lam**3 / 3, "respect to τ"), (lam**3 * (1 + tau) / 3, "not differentiated"), (lam + tau, "that is a sum"),
      (lam**2 * (1 + tau**3), "random values"), (3, "depend on"), (lambda lam: lam, "not a function"),
      (sp.Eq(lam, tau), "right-hand side"), ("lam +", "could not be read"), (sp.I * lam, "not real"), (sp.nan, "NaN"),
-     (1 + tau, "depend on λ"), (1 / (lam**2 * (1 + tau)), "upside down")],
+     ("4*N + tau", "There is N"), (1 + tau, "depend on λ"), (1 / (lam**2 * (1 + tau)), "upside down")],
 )  # fmt: skip
 def test_what_is_said_about_an_expression(answer, words):
     assert re.search(words, wrong(FORMULA, answer))
@@ -209,6 +209,14 @@ FUNCTION = Function(
     reference, cases=[(2.0, 0.1), (3.0, 0.7), (0.4, 1.5)], extreme=[(1.0, 1e-12), (1e6, 100.0)], atol=0.0, because="so",
     mistakes={lambda rate, tau: rate + tau: "that is a sum"},
 )  # fmt: skip
+
+
+def test_an_answer_that_is_more_than_a_function():
+    cubic = hh.indicators.get("cubic")
+    entry = Function(cubic, [-0.5, 0.2, 0.9], view=lambda soft: lambda u: soft.derivative(u), because="so")
+    assert right(entry, cubic)
+    assert "too small" in wrong(entry, hh.indicators.get("linear"))
+    assert "no attribute 'derivative'" in wrong(entry, torch.sin)
 
 
 def test_a_right_function():

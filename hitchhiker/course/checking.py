@@ -255,10 +255,12 @@ class Formula(Exercise):
             answer = answer.item()
         if isinstance(answer, str):
             names = {
-                n: _symbol(_canonical(n)) for n in re.findall(r"[^\W\d]\w*", answer) if _canonical(n) in self.symbols
+                n: _symbol(_canonical(n))
+                for n in re.findall(r"[^\W\d]\w*", answer)
+                if _canonical(n) in self.symbols or (len(n) == 1 and n not in "EI")  # sympy has functions N, S and Q
             }
             text = re.sub(r"\blambda\b", "lamda", answer)  # a word of Python's own
-            answer = sympy.sympify(text, locals=names | {"lamda": _symbol("lamda")})
+            answer = sympy.sympify(text, locals=names | {"lamda": _symbol("lamda"), "π": sympy.pi})
         elif callable(answer) and not isinstance(answer, sympy.Basic):
             raise NotYet(f"Wanted is {self.ask}, not a function.")
         expression = sympy.sympify(answer)
