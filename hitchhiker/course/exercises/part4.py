@@ -23,10 +23,10 @@ def _relaxed_loss(x: Tensor, W: Tensor, Phi: Tensor, log_r: Tensor, tau: float) 
 
 def _loss(
     x: Tensor, W: Tensor, Phi: Tensor, log_r: Tensor, tau: float, *, draw: str = "relaxed", divergence: str = "forward",
-    pixels: Callable[[Tensor], Tensor] = lambda missed: missed.square().sum(1),
+    rest: bool = True, pixels: Callable[[Tensor], Tensor] = lambda missed: missed.square().sum(1),
 ) -> Tensor:  # fmt: skip
     """The right loss, and with options the wrong ones."""
-    u = log_r + x @ W.T
+    u = log_r * rest + x @ W.T
     q = hh.EATPoisson(log_rate=u, temperature=tau)
     z = {"relaxed": q.rsample, "whole": q.sample, "none": u.exp}[draw]()
     kl = {
@@ -253,8 +253,9 @@ def _mean_of_all(estimates: Any, f: Callable, r: float, mu: float, size: int) ->
 
 
 def _one_each(values: Any, size: int) -> Tensor:
-    if not isinstance(values, Tensor) or values.shape != (size,):
-        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    values = torch.as_tensor(values)
+    if values.shape != (size,):
+        shape = tuple(values.shape)
         raise NotYet(f"One value for each of `size` draws is wanted: shape {(size,)} here, not {shape}.")
     return values
 
@@ -343,6 +344,7 @@ EXERCISES: dict[str, Exercise] = {
         mistakes=[
             (lambda *a: _loss(*a, draw="whole"), "The mean is that of whole counts, at every τ: are these relaxed?"),
             (lambda *a: _loss(*a, draw="none"), "Nothing random is left: the rate stands where a draw should be."),
+            (lambda *a: _loss(*a, rest=False), "The log-rates do not start from the resting rate."),
             (lambda *a: _loss(*a, divergence="none"), "The divergence is missing."),
             (lambda *a: _loss(*a, divergence="backward"), "The divergence's two rates are swapped."),
             (lambda *a: _loss(*a, divergence="of the counts"), "The divergence is between rates, not counts."),
@@ -437,6 +439,7 @@ EXERCISES: dict[str, Exercise] = {
         atol=0.12,
         expected=_exact_difference,
         measure=lambda found, f, rates, draws: torch.as_tensor(found),
+        parts=("the first latent", "the second latent"),
         ask="a function difference_by_hand(f, rates, draws) that returns two numbers",
         because="It agrees with sums over a table of both counts, for three functions and three pairs of rates.",
         mistakes=[
@@ -629,6 +632,7 @@ EXERCISES: dict[str, Exercise] = {
         rtol=0.0,
         atol=0.03,
         measure=_frequencies,
+        parts=[f"the frequency of {n}" for n in range(10)],
         expected=_erlang_pmf,
         ask="a function stationary_counts(rate, k, size)",
         because="The frequencies of 10,000 counts agree with the pmf, for four clocks, one of them Poisson.",
@@ -636,6 +640,10 @@ EXERCISES: dict[str, Exercise] = {
             (_ordinary_counts, "Every first wait has all its ticks: that is the ordinary process, begun at a count."),
             (_uniform_age, "Cutting a fresh wait at a random point forgets that long waits are hit more often."),
             (_one_tick_early, "Some first waits have no tick left: at least one is still to come."),
+            (
+                lambda rate, k, size: torch.poisson(torch.full((size,), rate)),
+                "These are Poisson counts: every k-th tick counts, and the others do not.",
+            ),
             (_slow_ticks, "The ticks come at the rate of counts; there are k for each count."),
         ],
     ),
