@@ -124,6 +124,36 @@ if typer is not None:
         for folder in build(sets or [], variant, out):
             print(f"{folder}: " + ", ".join(sorted(p.name for p in folder.iterdir())))
 
+    @course_app.command("grade")
+    def grade_course(
+        folder: Annotated[Path, typer.Argument(help="Submissions: NAME.ipynb or NAME/something.ipynb.")],
+        name: Annotated[str, typer.Option("--set", help="The problem set, as ps2.")],
+        variant: Annotated[int, typer.Option(help="The variant that was handed out.")] = 0,
+        out: Annotated[Path | None, typer.Option(help="Folder to write into (default: FOLDER-graded).")] = None,
+        workers: Annotated[int, typer.Option(help="Submissions at once.")] = 2,
+        written: Annotated[
+            Path | None,
+            typer.Option(help="Points of the written questions (default: OUT/written.csv, if it is there)."),
+        ] = None,
+        cell_seconds: Annotated[float | None, typer.Option(help="Most time for a cell (default: the set's).")] = None,
+        quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    ) -> None:
+        """Grade a folder of notebooks: grades.csv, a feedback page for each student, summary.html.
+
+        A killed batch goes on where it was when the same command is given again.
+
+        Example: hitchhiker course grade course/example/submissions --set ps1
+        """
+        with _course():
+            from hitchhiker.course import sandbox
+            from hitchhiker.course.grading import grade
+        if cell_seconds is not None and not cell_seconds > 0:
+            raise ValueError(f"--cell-seconds must be > 0, got {cell_seconds}")
+        limits = None if cell_seconds is None else {"cell": cell_seconds}
+        print(f"each notebook is kept apart by {sandbox.isolation()}")
+        done = grade(folder, name, variant, out, workers, written, limits, quiet=quiet)
+        print(f"written: {done / 'grades.csv'}, {done / 'summary.html'}, {done / 'feedback'}")
+
     @train_app.command("pvae")
     def train_pvae(
         context: typer.Context,

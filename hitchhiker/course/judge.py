@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import functools
 import io
 import json
 import math
@@ -24,7 +25,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from hitchhiker.course import sandbox, source, values
+from hitchhiker.course import source, values
 from hitchhiker.course.sandbox import Failed, Process, Stopped
 
 LARGEST = 100_000_000  # bytes of a submitted file
@@ -166,7 +167,7 @@ class Run:
         for name in sorted(wanted):
             try:
                 tree, _ = self.start().ask(self.limits["call"], do="get", name=name)
-                found[name] = values.decode(tree, lambda t, name=name: Proxy(self, name, t))
+                found[name] = values.decode(tree, functools.partial(Proxy, self, name))
             except Failed as error:
                 if error.error["type"] != "KeyError":
                     raise Problem(f"{name}: {error}") from None
@@ -346,7 +347,8 @@ def _scope(problem: source.ProblemSet) -> dict[str, Any]:
 def _wanted(code: str, scope: Mapping[str, Any]) -> set[str]:
     """The names that a test takes from the student."""
     tree = ast.parse(code)
-    used, made = set(), set()
+    used: set[str] = set()
+    made: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
@@ -418,4 +420,34 @@ def _makes(text: str, name: str) -> bool:
     )
 
 
-__all__ = ["NotANotebook", "Outcome", "Proxy", "Verdict", "judge", "read", "sandbox"]
+def judge_file(path: Path, problem: source.ProblemSet, limits: Mapping[str, float] | None = None) -> Verdict:
+    """:func:`judge` for a submitted file; one that is no notebook gets no points and a message."""
+    try:
+        notebook, notes = read(path)
+    except NotANotebook as error:
+        nothing = Verdict(problem.name, problem.variant, notes=[f"This was not graded: {error}."])
+        tests = (t for q in problem.questions.values() for t in q.tests)
+        nothing.outcomes = [Outcome(t.question, t.name, t.hidden, t.points, 0.0, "not graded") for t in tests]
+        return nothing
+    verdict = judge(notebook, problem, limits)
+    verdict.notes = notes + verdict.notes
+    return verdict
+
+
+def main() -> None:
+    """What :mod:`hitchhiker.course.grading` starts for each submission: a job as JSON on stdin, a result in a file."""
+    import sys
+    import threading
+
+    from hitchhiker._files import write_json
+    from hitchhiker.course.child import follow_parent
+
+    threading.Thread(target=follow_parent, args=(os.getppid(),), daemon=True).start()
+    job = json.load(sys.stdin)
+    problem = source.load(Path(job["source"]), job["variant"])
+    verdict = judge_file(Path(job["path"]), problem, job["limits"])
+    write_json(job["result"], {**verdict.as_dict(), "fingerprint": job["fingerprint"]})
+
+
+if __name__ == "__main__":
+    main()

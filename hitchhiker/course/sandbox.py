@@ -88,6 +88,19 @@ def isolation() -> str:
     return "Python's audit hook only: install bubblewrap (Linux) to keep determined attackers out too"
 
 
+def warm() -> None:
+    """Fill the caches that notebooks may read and not write: compiled samplers, the list of fonts."""
+    import torch
+
+    import hitchhiker
+
+    for dtype in (torch.float32, torch.float64):
+        for law in (hitchhiker.EATPoisson, hitchhiker.GSMPoisson):
+            law(rate=torch.ones(2, dtype=dtype, requires_grad=True), temperature=0.1).rsample((2,)).sum().backward()
+    with contextlib.suppress(ImportError):
+        import matplotlib.font_manager  # noqa: F401
+
+
 class Process:
     """One student process.  ``ask`` sends a request and waits for its answer, within limits."""
 
