@@ -63,6 +63,10 @@ def _same_half(g: Tensor, exact: Tensor, H: Product) -> Tensor:
     return _normalised(first, first, exact, H)
 
 
+def _every_other(g: Tensor, exact: Tensor, H: Product) -> Tensor:
+    return _normalised(g[::2].mean(dim=0) - exact, g[1::2].mean(dim=0) - exact, exact, H)
+
+
 def _no_truth(g: Tensor, exact: Tensor, H: Product) -> Tensor:
     first, second = (part.mean(dim=0) for part in g.chunk(2))
     return _normalised(first, second, exact, H)
@@ -187,6 +191,7 @@ EXERCISES: dict[str, Exercise] = {
         mistakes=[
             (_plug_in, "This is the plug-in: every gradient meets itself."),
             (_same_half, "Both factors are from the same half, so its gradients meet themselves."),
+            (_every_other, "As good as two halves, but the first half and the second half were asked for."),
             (_no_truth, "The exact gradient has to be taken from each mean first."),
             (_flat, "The curvature is missing: H belongs between the two errors, and in the signal."),
             (_raw, "Divide by the signal's energy, patch by patch."),
