@@ -101,15 +101,21 @@ def method(name: str) -> MethodStyle:
     return METHODS[base]
 
 
-def label_lines(ax: Axes, *, pad: float = 4.0, min_gap: float = 11.0) -> None:
-    """Write each labelled line's name at its right end, in its own colour, instead of a legend.
+def label_lines(ax: Axes, *, pad: float = 4.0, min_gap: float = 11.0, side: str = "right") -> None:
+    """Write each labelled line's name at its right (or left) end, in its own colour, instead of a legend.
 
     Parameters
     ----------
     ax : the axes, whose limits should be final.
     pad : space between the line's end and its name, in points.
     min_gap : least distance between two names, in points; closer ones are pushed apart.
+    side : ``"right"``, or ``"left"`` where the lines end at different places but start together.
+
+    Raises ``ValueError`` for another side.
     """
+    if side not in ("right", "left"):
+        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+    right = side == "right"
     fig: Any = ax.get_figure()
     fig.canvas.draw()
     points_per_pixel = 72.0 / fig.dpi
@@ -120,7 +126,7 @@ def label_lines(ax: Axes, *, pad: float = 4.0, min_gap: float = 11.0) -> None:
         seen = np.isfinite(x) & np.isfinite(y)
         if label.startswith("_") or not seen.any():
             continue
-        end = int(np.flatnonzero(seen)[np.argmax(x[seen])])
+        end = int(np.flatnonzero(seen)[np.argmax(x[seen] if right else -x[seen])])
         _, pixel_y = ax.transData.transform((x[end], y[end]))
         entries.append((float(pixel_y) * points_per_pixel, label, line.get_color(), (x[end], y[end])))
     entries.sort(key=lambda e: e[0])
@@ -128,8 +134,8 @@ def label_lines(ax: Axes, *, pad: float = 4.0, min_gap: float = 11.0) -> None:
     for height, label, color, (x_end, y_end) in entries:
         placed = max(height, placed + min_gap)
         ax.annotate(
-            label, (x_end, y_end), xytext=(pad, placed - height), textcoords="offset points",
-            color=color, va="center", ha="left", fontsize="small", annotation_clip=False,
+            label, (x_end, y_end), xytext=(pad if right else -pad, placed - height), textcoords="offset points",
+            color=color, va="center", ha="left" if right else "right", fontsize="small", annotation_clip=False,
         )  # fmt: skip
 
 

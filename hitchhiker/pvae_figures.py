@@ -147,8 +147,8 @@ def budget(rows: Rows, column: str = "exact_neg_elbo", kinds: Sequence[tuple[str
     ticks = sorted({row["steps"] for row in rows})
     ax.minorticks_off()
     ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
-    ax.set_xlim(ticks[0] / 1.4, ticks[-1] * 8)
-    label_lines(ax)
+    ax.set_xlim(ticks[0] / 40, ticks[-1] * 1.5)
+    label_lines(ax, pad=7, side="left")
     return figure
 
 

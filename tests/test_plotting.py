@@ -54,12 +54,19 @@ def test_flat_patch_is_mid_grey_not_nan():
     assert (np.asarray(fig.axes[0].images[0].get_array()) == 0).all()
 
 
-def test_labels_do_not_overlap():
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_labels_do_not_overlap_and_stand_outside(side):
     fig, ax = plt.subplots()
     for i in range(4):
         ax.plot([0, 1], [0, 1 + 1e-3 * i], label=f"line {i}")
-    plotting.label_lines(ax)
+    plotting.label_lines(ax, side=side)
     fig.canvas.draw()
     centres = sorted((t.get_window_extent().y0 + t.get_window_extent().y1) / 2 for t in ax.texts)
     assert len(centres) == 4
     assert min(np.diff(centres)) > 10
+    left_end, right_end = (ax.transData.transform((x, 0))[0] for x in (0, 1))
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert box.x0 > right_end if side == "right" else box.x1 < left_end
+    with pytest.raises(ValueError, match="side must be 'right' or 'left', got 'top'"):
+        plotting.label_lines(ax, side="top")

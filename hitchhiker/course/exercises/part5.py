@@ -433,3 +433,49 @@ EXERCISES |= {
         ],
     ),
 }  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------- 36: choosing
+
+
+def samples_needed(noise: Any, bias: Any, error: Any) -> Tensor:
+    """How many gradients to average for a relative error √(bias² + noise/S) of ``error``; inf where no number is enough."""
+    noise, bias, error = torch.broadcast_tensors(
+        *(torch.as_tensor(x, dtype=torch.float64) for x in (noise, bias, error))
+    )
+    room = error.square() - bias.square()
+    return torch.where(room > 0, noise / torch.where(room > 0, room, 1.0), math.inf)
+
+
+EXERCISES |= {
+    "36.1": Number(
+        20.0, rtol=0.02, ask="a number: a factor",
+        because="The term is inverse to the rate; to keep it one would need τ = 2, and the cubic's mean allows 1 at most.",
+        mistakes={
+            400.0: "The noise is inverse to the rate, not to its square.",
+            0.05: "Upside down: fewer arrivals, more noise.",
+            200.0: "The temperature stays what it was.",
+        },
+    ),
+    "36.2": Formula(
+        "-1/(2*(lambda - x) + 1)", "lambda x",
+        because="Half a curvature is missing, whatever the rate: it is felt most where the exact gradient is small.",
+        mistakes={
+            "1/(2*(lambda - x) + 1)": "The sign is wrong: straight-through comes out below the exact gradient.",
+            "-1": "That is the bias itself; divide it by the exact gradient.",
+            "-1/(2*(lambda - x))": "In the denominator belongs the exact gradient, variance included.",
+            "-1/(2*(x - lambda) + 1)": "The slope of (x - z)² has the other sign.",
+        },
+    ),
+    "36.3": Function(
+        samples_needed,
+        [(1.0, 0.0, 0.5), (0.3, 0.26, 0.3), (18.8, 0.0, 0.2), (2.0, 0.1, 0.2)],
+        extreme=[(0.3, 0.26, 0.2), (5.0, 0.1, 0.1)], float32=False,
+        ask="a function samples_needed(noise, bias, error) → number of gradients",
+        because="What bias leaves of the squared error is what noise may use; nothing left, no number is enough.",
+        mistakes=[
+            (lambda noise, bias, error: noise / (error - bias) ** 2, "Squares add, not the errors themselves."),
+            (lambda noise, bias, error: noise / error**2 + 0 * bias, "The bias stays, however many are averaged."),
+            (lambda noise, bias, error: noise / (error**2 - bias**2), "Where the bias alone is too much, no number is enough."),
+        ],
+    ),
+}  # fmt: skip
