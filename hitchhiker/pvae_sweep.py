@@ -1,9 +1,10 @@
 """The paper's sweep of linear Poisson VAEs (section G.1, Figures 4 and 13), as populations trained together.
 
 A *group* is one population: models that share data, batches and schedule, and differ by method, temperature and seed.
-Presets: ``paper`` (its sizes), ``laptop`` (all 96 models scaled down), ``matched`` (further indicators at the same width
-Aτ, hotter cubics), ``budget`` (how far each method is from exact gradients as training gets longer), ``averaged``
-(several samples a step, annealed temperatures, RELAX), ``nonlinear`` (a decoder with a hidden layer), ``smoke`` (seconds).
+Presets: ``paper`` (its sizes), ``short`` (five models of that size, for a short time), ``laptop`` (all 96 models scaled
+down), ``matched`` (further indicators at the same width Aτ, hotter cubics), ``budget`` (how far each method is from exact
+gradients as training gets longer), ``averaged`` (several samples a step, annealed temperatures, RELAX), ``nonlinear`` (a
+decoder with a hidden layer), ``smoke`` (seconds).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Preset:
     batch, lr, prior, beta_annealed : as in ``training.Settings`` and ``PoissonVAE``.
     epochs : passes over the data; several for ``budget``, one a group.
     seeds : models of each kind.
-    plan : ``"paper"``, ``"matched"``, ``"budget"``, ``"averaged"`` or ``"nonlinear"``: which models there are.
+    plan : ``"paper"``, ``"matched"``, ``"budget"``, ``"averaged"``, ``"short"`` or ``"nonlinear"``: which models there are.
     decoder : ``"linear"`` or ``"mlp"``.
     """
 
@@ -73,6 +74,10 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(
         "the paper's 96 models at its sizes: 16 x 16 pixels, 512 latents, 3000 epochs of 80 batches of 1000",
         size=16, latents=512, patches=100_000, batch=1000, epochs=(3000,), lr=0.005, prior=(-6.0, -4.0),
+    ),
+    "short": Preset(
+        "five models at the paper's sizes for a short time: 1,600 and 8,000 steps of 1000 patches, each seed a group",
+        size=16, latents=512, patches=100_000, batch=1000, epochs=(20, 100), lr=0.005, prior=(-6.0, -4.0), plan="short",
     ),
     "laptop": _LAPTOP,
     "matched": dataclasses.replace(
@@ -136,6 +141,12 @@ def groups(
         parts |= {f"annealed-{e * per_epoch}": population(cold, epochs=e, anneal=True) for e in sizes.epochs}
         control = [("relax", 0.1), ("relax", 0.5)]
         return parts | {f"relax-{e * per_epoch}": population(control, epochs=e) for e in sizes.epochs[:2]}
+    if sizes.plan == "short":
+        return {
+            f"steps-{e * per_epoch}-seed-{s}": common | {"epochs": e, "models": [[m, t, s] for m, t in SHORT_KINDS]}
+            for e in sizes.epochs
+            for s in seeds
+        }
     if sizes.plan == "nonlinear":
         common |= {"decoder": sizes.decoder}
         return {f"steps-{e * per_epoch}": population(NONLINEAR_KINDS, epochs=e) for e in sizes.epochs}
@@ -164,6 +175,11 @@ LONG_KINDS: tuple[tuple[str, float], ...] = (
 #: those that are trained with several samples a step too
 AVERAGED_KINDS: tuple[tuple[str, float], ...] = (
     ("difference", 0.0), ("straight-through", 0.0), ("moment-matched", 1.0), ("eat-cubic", 0.1), ("eat-cubic", 0.389),
+)  # fmt: skip
+
+#: the methods at the paper's sizes for a short time
+SHORT_KINDS: tuple[tuple[str, float], ...] = (
+    ("exact", 0.0), ("eat-cubic", 0.1), ("eat-cubic", 0.5), ("eat-sigmoid", 0.1), ("eat-sigmoid", 0.5),
 )  # fmt: skip
 
 #: the methods of the study with a decoder that is not linear, where there is no exact gradient
