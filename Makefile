@@ -9,7 +9,7 @@ READY := .venv/ready
 CODE := hitchhiker tests benchmarks book/_ext
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help book test notebooks lint bench figure clean
+.PHONY: help book test notebooks lint bench figure course clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)$$/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -21,7 +21,7 @@ $(READY): requirements.txt pyproject.toml
 	fi; \
 	echo "setting up .venv with $$($$python --version) (once, a minute or two)"; \
 	[ -x $(BIN)/python ] || $$python -m venv .venv
-	@$(BIN)/python -m pip install -q -r requirements.txt -e '.[all]'
+	@$(BIN)/python -m pip install -q -r requirements.txt -e '.[all,course]'
 	@touch $@
 
 book: $(READY)  ## the executed book in _build/html
@@ -43,6 +43,9 @@ bench: $(READY)  ## samplers and training steps beside the published algorithms,
 
 figure: $(READY)  ## the README's figure, drawn again from the chapter that shows it
 	@$(BIN)/python book/_ext/readme_figure.py
+
+course: $(READY)  ## the problem sets (student, instructor, autograder) and twelve made-up submissions, into course/
+	@$(BIN)/hitchhiker course build --out course --example ps1
 
 clean:  ## remove the environment and everything built
 	@rm -rf .venv _build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -114,15 +114,29 @@ if typer is not None:
         ] = None,
         variant: Annotated[int, typer.Option(help="Variant: 0 is the source's, others draw other values.")] = 0,
         out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("course"),
+        example: Annotated[
+            str | None, typer.Option(help="Also write twelve made-up submissions of this set.", metavar="SET")
+        ] = None,
     ) -> None:
         """Make the student notebook, the instructor notebook and the autograder of problem sets.
 
         Example: hitchhiker course build ps1 --variant 3 --out course
         """
         with _course():
-            from hitchhiker.course.build import build
-        for folder in build(sets or [], variant, out):
+            from hitchhiker.course import build, examples, source
+        made_up = source.load(source.find(example), variant) if example is not None else None
+        for folder in build.build(sets or [], variant, out):
             print(f"{folder}: " + ", ".join(sorted(p.name for p in folder.iterdir())))
+        if made_up is not None:
+            print(f"{out / 'example'}: {len(examples.folder(made_up, out / 'example'))} submissions; grade them with")
+            print(
+                f"  hitchhiker course grade {out / 'example'} --set {example}"
+                + (f" --variant {variant}" if variant else "")
+            )
+        if build.address() is None:
+            print(
+                "The repository's address is not known: set HITCHHIKER_REPOSITORY, or Colab and Gradescope cannot install it."
+            )
 
     @course_app.command("grade")
     def grade_course(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import runpy
 import shutil
-import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def build(
     """Build the named sets (all by default) into ``out/psN``; the folders that were written.
 
     ``student/psN.ipynb`` is what to hand out, ``instructor/psN.ipynb`` has the solutions, rubrics and hidden tests,
-    ``grading/`` the pristine tests of this variant.
+    ``autograder/psN.zip`` is what Gradescope wants (made by otter-grader), ``grading/`` the source and the variant's values.
     """
     written = []
     for name in names or source.available(where):
@@ -33,6 +33,8 @@ def build(
         ):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             write_atomically(folder / kind / f"{problem.name}.ipynb", nbformat.writes(notebook) + "\n")
+        (folder / "autograder").mkdir(exist_ok=True)
+        autograder(problem, folder / "autograder" / f"{problem.name}.zip")
         grading = folder / "grading"
         grading.mkdir(exist_ok=True)
         shutil.copyfile(path, grading / path.name)
@@ -42,18 +44,64 @@ def build(
 
 
 def address() -> str | None:
-    """The repository's address for the set-up cell in Colab: ``HITCHHIKER_REPOSITORY``, else the git remote ``origin``."""
-    given = os.environ.get("HITCHHIKER_REPOSITORY", "").strip()
-    if given:
-        return given
-    root = Path(__file__).resolve().parents[2]
-    try:
-        remote = subprocess.run(
-            ["git", "-C", str(root), "config", "--get", "remote.origin.url"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip()
-    except OSError:
-        return None
-    return remote if remote.startswith("https://") and "@" not in remote else None
+    """The repository's address, for the set-up cell in Colab and for Gradescope; None when it is not known."""
+    code = Path(__file__).resolve().parents[2] / "book" / "_ext" / "repository.py"
+    return runpy.run_path(str(code))["address"]() if code.exists() else None
+
+
+OTTER_TEST = """\
+from otter.test_files import test_case
+
+OK_FORMAT = False
+name = {question!r}
+points = None
+GIVEN = {given!r}
+TESTS = {tests!r}
+
+
+def run(test, env):
+    scope = {{}}
+    exec("import math, numpy as np, sympy as sp, torch, hitchhiker as hh\\nfrom hitchhiker.course import at, code", scope)
+    for text in GIVEN:
+        exec(text, scope)
+    scope["torch"].manual_seed(0)
+    exec(TESTS[test], {{**env, **scope}})
+
+"""
+OTTER_CASE = """
+@test_case(name={label!r}, points={points!r}, hidden={hidden!r})
+def test_{number}(env):
+    run({number}, env)
+
+"""
+
+
+def autograder(problem: source.ProblemSet, path: Path) -> None:
+    """The zip for Gradescope, made by otter-grader from the same tests.
+
+    On Gradescope each submission has a container of its own, but there the tests run inside the student's process: a
+    determined student can tamper with them.  ``hitchhiker course grade`` keeps the two apart.
+    """
+    from otter.generate import main as generate
+
+    where = address()
+    with tempfile.TemporaryDirectory() as empty:
+        for question in problem.questions.values():
+            if question.kind != "coding":
+                continue
+            text = OTTER_TEST.format(
+                question=question.number, given=problem.given, tests=[test.code for test in question.tests]
+            )
+            for number, test in enumerate(question.tests):
+                label = f"{question.number} {test.name}"
+                text += OTTER_CASE.format(label=label, points=test.points, hidden=test.hidden, number=number)
+            (Path(empty) / f"q{question.number.replace('.', '_')}.py").write_text(text, encoding="utf-8")
+        requirements = Path(empty) / "requirements.txt"
+        requirements.write_text(
+            "--extra-index-url https://download.pytorch.org/whl/cpu\n"
+            + (f"hitchhiker[all] @ git+{where}\n" if where else "torch\n"),
+            encoding="utf-8",
+        )
+        generate(
+            tests_dir=empty, output_path=str(path), requirements=str(requirements), no_config=True, no_environment=True
+        )

@@ -389,7 +389,7 @@ def _try(test: source.Test, run: Run, scope: Mapping[str, Any], wanted: set[str]
         return str(error)
     except Exception as error:
         if run.last is None or isinstance(run.last, Proxy):
-            what = f"the last thing your code gave was {run.last!r}"
+            what = f"the last thing your code gave was {run.last!r}" if run.seed else "before your code was called"
         else:
             shape = f" of shape {tuple(run.last.shape)}" if hasattr(run.last, "shape") else ""
             what = f"the last thing your code gave was of type {type(run.last).__name__}{shape}"

@@ -25,6 +25,7 @@ ul.tests { list-style: none; padding: 0 } ul.tests li { border-top: 1px solid va
 pre { white-space: pre-wrap; background: var(--soft); padding: .6rem .8rem; font: inherit; margin: .4rem 0 }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; border-top: 1px solid var(--line); padding: .3rem .5rem }
+th { overflow-wrap: normal }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
 td { vertical-align: top } svg { max-width: 100%; height: auto; background: #fff } footer { margin: 3rem 0 1rem; opacity: .7 }
 """.strip()
@@ -103,7 +104,8 @@ def summary(
     failures: Counter[tuple[str, str]] = Counter()
     for result in results.values():
         # a student who fails two tests for one reason counts once
-        failures.update({(o["question"], _kind(o["message"])) for o in result["outcomes"] if o["message"]})
+        messages = ((o["question"], _kind(o["message"])) for o in result["outcomes"])
+        failures.update({(number, message) for number, message in messages if message})
     body.append(
         '<div class="wide"><table><tr><th class="number">students</th><th>question</th><th>what went wrong</th></tr>'
     )
@@ -131,6 +133,10 @@ def summary(
 
 def _kind(message: str) -> str:
     """A failure's message without what differs from notebook to notebook."""
+    if message == "not graded":
+        return ""
+    if "NotImplementedError" in message or "still three dots" in message:
+        return "not attempted"
     return re.sub(r" \(line \d+ of [^)]*\)|, because cell \d+ failed", "", message).split("\n")[0][:200]
 
 
