@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
@@ -39,11 +40,28 @@ def test_mistakes_fail_with_their_own_words(key):
         assert found.message == f"not yet. {words}"
 
 
+class Mute(Exception):
+    def __str__(self):
+        raise self
+
+
+def mute(*_):
+    raise Mute
+
+
+class Evil:
+    def __getattr__(self, name):
+        raise Mute
+
+    __float__ = __len__ = __iter__ = __eq__ = __array__ = mute
+
+
 HOSTILE = [
     "", "nonsense", "x +", True, float("nan"), -math.inf, 1j, 10**400, [], [1, [2, 3]], {}, object(), {1: 2}, sp.Symbol("q"),
     sp.zoo, sp.Eq(sp.Symbol("a"), 1), torch.zeros(0), torch.zeros(2, 3, 5), np.array(["a"]), torch.tensor([1 + 1j]), type,
     lambda *a: None, lambda *a: 1 / 0, lambda *a: "text", lambda *a: torch.zeros(7, 11), lambda: 0, lambda *a: a[0],
     lambda *a: sys.exit(3), lambda *a: torch.tensor(math.nan), lambda *a: [object()],
+    mute, Evil(), lambda *a: Evil(), [None, 1], np.array([None]), "**", "__import__('os')", 9**0.5 * 1j, range(3), b"1", print,
 ]  # fmt: skip
 
 
@@ -79,7 +97,38 @@ def secrets(entry: checking.Exercise) -> set[str]:
     return set()
 
 
-def test_keys_are_those_of_the_chapters():
+@pytest.mark.parametrize(
+    ("entry", "test"),
+    [
+        (Number(2.5, because="so", right=2.6), test_right_answer_passes),
+        (Number(2.5, because="so", mistakes={2.5001: "close"}), test_mistakes_fail_with_their_own_words),
+        (Formula("a*b", "a b", because="so", mistakes={"b*a": "the wrong way round"}), test_mistakes_fail_with_their_own_words),
+        (Array([1.5, 2.5], because="so", mistakes=[((0, 0), "It is 2.5 at the end.")]),
+         test_nothing_raises_and_nothing_gives_the_answer_away),
+        (Number(7, because="so", mistakes={3: "That is so"}), test_nothing_raises_and_nothing_gives_the_answer_away),
+    ],
+)  # fmt: skip
+def test_these_tests_bite(monkeypatch, entry, test):
+    monkeypatch.setitem(EXERCISES, "99.1", entry)
+    with pytest.raises(AssertionError):
+        test("99.1")
+
+
+@pytest.mark.parametrize("chapter", sorted(ROOT.glob("book/[0-9][0-9]_*.md")), ids=lambda p: p.stem)
+def test_every_exercise_of_a_chapter_is_checked(chapter):
+    """Three grades; after each a cell for the reader's answer; and the book's own answer is right."""
+    source = chapter.read_text(encoding="utf-8")
+    printed = json.dumps(json.loads(chapter.with_suffix(".ipynb").read_text(encoding="utf-8")), ensure_ascii=False)
+    parts = re.split(r"\{exercise\} (\d\d\.\d)", source)
+    assert parts[1::2] == [f"{chapter.stem[:2]}.{grade}" for grade in (1, 2, 3)]
+    for key, text in zip(parts[1::2], parts[2::2], strict=True):
+        before, _, after = text.partition("{solution")
+        assert f'hh.check("{key}", ...)' in before, f"{key}: no cell for the answer before the solution"
+        assert f'hh.check("{key}", ' in after, f"{key}: the solution is not checked"
+        assert f"{key}: right. {json.dumps(EXERCISES[key].because, ensure_ascii=False)[1:-1]}" in printed
+
+
+def test_every_entry_belongs_to_a_chapter():
     titles = {
         m for p in ROOT.glob("book/[0-9][0-9]_*.md") for m in re.findall(r"\{exercise\} (\d\d\.\d)", p.read_text())
     }
