@@ -96,9 +96,6 @@ def load(kind: str, folder: Path = BOOK / "ledger") -> list[Row]:
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
             raise ValueError(f"{path.name} must be a list of mappings")
         rows += [row | {"file": path.name} for row in found]
-    key = "id" if kind == "claims" else "number"
-    settled = {row.get(key) for row in rows if not is_open(row)}
-    rows = [row for row in rows if not (is_open(row) and row.get(key) in settled)]
     if kind == "errata":
         return sorted(rows, key=lambda row: (row.get("number", 0), str(row.get("what", ""))))
     order = list(SECTIONS)
@@ -325,7 +322,7 @@ def claims_page(rows: Iterable[Row], book: Path = BOOK, html: bool = True) -> st
     out = [
         "| verdict | rows |",
         "|---|---|",
-        *(f"| {VERDICTS[v]} {v} | {count[v]} |" for v in VERDICTS),
+        *(f"| {VERDICTS[v]} {v} | {count[v]} |" for v in VERDICTS if count[v]),
         f"| all | {len(rows)} |",
         "",
     ]
