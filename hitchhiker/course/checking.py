@@ -68,7 +68,11 @@ def verdict(key: str, answer: Any) -> Verdict:
 
 
 class Exercise:
-    """What the five kinds share: why the answer is right, the known mistakes, and what is asked for."""
+    """What the five kinds share.
+
+    because: why the answer is right, one sentence; said only then.  mistakes: wrong answers and what to say to each, a
+    dictionary or pairs.  ask: what is wanted, in words.  right: an example of a right answer, for the tests.
+    """
 
     def __init__(self, because: str, mistakes: Mistakes, ask: str, right: Any):
         self.because, self.ask, self._right = because, ask, right
