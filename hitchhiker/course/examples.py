@@ -66,7 +66,7 @@ def folder(problem: source.ProblemSet, where: Path) -> list[Path]:
     solved, stubs = source.solved(problem), source.student(problem)
     coding = [q.number for q in problem.questions.values() if q.kind == "coding"]
     half = set(coding[: len(coding) // 2])
-    places = {"{sources}": str(source.find(problem.name)), "{folder}": str(where.absolute())}
+    places = {"{sources}": str(problem.path.absolute()), "{folder}": str(where.absolute())}
     snoop = SNOOP
     for name, value in places.items():
         snoop = snoop.replace(name, value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class ProblemSet:
     parameters: Mapping[str, Any]
     cells: tuple[NotebookNode, ...]
     questions: Mapping[str, Question]
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any]
+    path: Path
 
     @property
     def limits(self) -> dict[str, float]:
@@ -108,10 +109,9 @@ def draw(choices: Mapping[str, list[Any]], variant: int) -> dict[str, Any]:
         return {name: values[0] for name, values in choices.items()}
     drawn = {}
     for name, values in choices.items():
-        # lists are walked in an order of their own, so that neighbouring variants share few values
-        order = random.Random(name).sample(range(1, len(values)), len(values) - 1) if len(values) > 1 else [0]
-        turn, place = divmod(variant - 1, len(order))
-        drawn[name] = values[order[(place + turn) % len(order)]]
+        # every list is walked in an order of its own, so that neighbouring variants share no value
+        order = random.Random(name).sample(range(1, len(values)), len(values) - 1) or [0]
+        drawn[name] = values[order[(variant - 1) % len(order)]]
     return drawn
 
 
@@ -146,7 +146,7 @@ def load(path: Path, variant: int = 0) -> ProblemSet:
         new.id, new.metadata = f"{meta['set']}-{number}", NotebookNode(cell.metadata)
         cells.append(new)
     return ProblemSet(
-        meta["set"], meta["title"], variant, values, tuple(cells), _questions(path.name, cells), dict(meta)
+        meta["set"], meta["title"], variant, values, tuple(cells), _questions(path.name, cells), dict(meta), path
     )
 
 
