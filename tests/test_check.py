@@ -179,6 +179,8 @@ def test_a_rough_prediction():
     assert right(rough, torch.tensor(39))
     assert "temperature" in wrong(rough, 5)
     assert "sign" in wrong(rough, -20)
+    assert "upside down" in wrong(rough, 1 / 20)
+    assert "much too small" in wrong(rough, 0)
     assert "It is too large" in wrong(rough, 60)
     assert "much too small" in wrong(rough, 0.5)
     with pytest.raises(ValueError, match="exactly one"):
@@ -236,7 +238,8 @@ def test_an_expression_may_be_written_in_any_way(answer):
      (lam**2 * (1 + tau) * sp.pi, "constant factor"), (lam**2, "depend on τ"), (lam**2 * (1 + tau) * x, "There is x"),
      (lam**3 / 3, "respect to τ"), (lam**3 * (1 + tau) / 3, "not differentiated"), (lam + tau, "that is a sum"),
      (lam**2 * (1 + tau**3), "random values"), (3, "depend on"), (lambda lam: lam, "not a function"),
-     (sp.Eq(lam, tau), "right-hand side"), ("lam +", "could not be read"), (sp.I * lam, "not real"), (sp.nan, "NaN"),
+     (sp.Eq(lam, tau), "right-hand side"), ("lam +", "could not be read"), ("2 lam", "every product"),
+     (sp.I * lam, "not real"), (sp.nan, "NaN"),
      ("4*N + tau", "There is N"), (1 + tau, "depend on λ"), (1 / (lam**2 * (1 + tau)), "upside down")],
 )  # fmt: skip
 def test_what_is_said_about_an_expression(answer, words):

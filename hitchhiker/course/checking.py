@@ -134,7 +134,7 @@ class Array(Exercise):
 
     def shaped(self, got: Tensor) -> Tensor:
         if got.shape != self.value.shape:
-            raise NotYet(_sentence(_shapes(got, self.value)))
+            raise NotYet(f"Wanted is {self.ask}: {_shapes(got, self.value)}")
         return got
 
 
@@ -170,6 +170,8 @@ class Number(Array):
             return "It is NaN."
         if low <= -got <= high:
             return "The sign is wrong."
+        if got and low <= 1 / got <= high:
+            return "It is upside down: this is the reciprocal."
         far = got * 10 < low or got > high * 10
         return f"It is {'much ' if far else ''}too {'small' if got < low else 'large'}."
 
@@ -269,7 +271,10 @@ class Formula(Exercise):
                 if _canonical(n) in self.symbols or (len(n) == 1 and n not in "EI")  # sympy has functions N, S and Q
             }
             text = re.sub(r"\blambda\b", "lamda", answer)  # a word of Python's own
-            answer = sympy.sympify(text, locals=names | {"lamda": _symbol("lamda"), "π": sympy.pi})
+            try:
+                answer = sympy.sympify(text, locals=names | {"lamda": _symbol("lamda"), "π": sympy.pi})
+            except Exception as error:  # the text is run as Python
+                raise NotYet("It could not be read as an expression: is there a * in every product?") from error
         elif callable(answer) and not isinstance(answer, sympy.Basic):
             raise NotYet(f"Wanted is {self.ask}, not a function.")
         expression = sympy.sympify(answer)
