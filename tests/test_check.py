@@ -345,6 +345,10 @@ def test_a_sampler_is_judged_by_what_is_measured():
     assert "Look at the mean. A factor of two" in wrong(entry, lambda rate, size: entry.right(rate / 2, size))
 
 
+def test_the_number_may_be_written_as_on_the_page():
+    assert verdict("5.2", ...) == verdict("05.2", ...)
+
+
 def test_unknown_key_names_the_nearest():
     with pytest.raises(ValueError, match=r"got '05.9'; the nearest are .*05\.\d"):
         hh.check("05.9", 1)

@@ -44,7 +44,7 @@ class NotYet(Exception):
 def check(key: str, answer: Any) -> None:
     """Say whether ``answer`` is right for the exercise ``key``, and if not, what is wrong with it.
 
-    key: the exercise's number, as ``"05.2"``.  answer: a number, a tensor, a sympy expression, a function or a letter,
+    key: the exercise's number, ``"05.2"`` or ``"5.2"``.  answer: a number, a tensor, a sympy expression, a function or a letter,
     as the exercise asks; ``...`` shows what is wanted.  Prints one line; a wrong answer raises nothing.
     Raises ValueError for an unknown key.
 
@@ -58,6 +58,8 @@ def verdict(key: str, answer: Any) -> Verdict:
     """The judgement that :func:`check` prints.  Raises ValueError for an unknown key and names the nearest ones."""
     from hitchhiker.course.exercises import EXERCISES
 
+    if isinstance(key, str) and "0" + key in EXERCISES:
+        key = "0" + key  # the page says exercise 5.2, the list "05.2"
     if not isinstance(key, str) or key not in EXERCISES:
         near = difflib.get_close_matches(str(key), EXERCISES, n=3, cutoff=0.3) or sorted(EXERCISES)[:3]
         raise ValueError(f"key must be the number of an exercise, got {key!r}; the nearest are {', '.join(near)}")
