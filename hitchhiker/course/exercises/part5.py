@@ -240,7 +240,7 @@ EXERCISES |= {
     "33.1": Array(
         [35 / 27, 5 / 6, 175 / 162], rtol=0.01, ask="three factors, ramp over cubic: (loss, noise, noise at equal loss)",
         parts=("the loss", "the noise", "the noise at equal loss"),
-        because="At the same temperature the ramp only runs hotter; at equal loss it is the noisier one, by the products AB.",
+        because="Most of it is temperature: at equal loss the ramp is the noisier one, by the ratio of the products AB.",
         mistakes=[
             ([27 / 35, 6 / 5, 162 / 175], "These are cubic over ramp."),
             ([35 / 27, 5 / 6, 5 / 6], "The third is at another temperature: the ramp's, set so that both lose the same."),
@@ -264,7 +264,7 @@ EXERCISES |= {
         semicircle(), [-0.9, -0.5, -0.2, 0.1, 0.4, 0.8], extreme=[-1.0, 1.0, -2.5, 7.0], float32=False, rtol=1e-4,
         view=_as_function, parts=("f", "the slope f'", "the deficit", "the roughness"),
         ask="a SoftIndicator with the slope 2/π √(1 - u²)",
-        because="Value, slope, deficit and roughness agree; its product AB is a few parts in a thousand above the wall.",
+        because="Value, slope, deficit and roughness agree; its product AB is one per cent above the wall.",
         mistakes=[
             (_semicircle(deficit=semicircle().roughness, roughness=semicircle().deficit),
              "f and its slope are right; deficit and roughness are exchanged."),
