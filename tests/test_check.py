@@ -119,9 +119,10 @@ def test_every_exercise_of_a_chapter_is_checked(chapter):
     """Three grades; after each a cell for the reader's answer; and the book's own answer is right."""
     source = chapter.read_text(encoding="utf-8")
     printed = json.dumps(json.loads(chapter.with_suffix(".ipynb").read_text(encoding="utf-8")), ensure_ascii=False)
-    parts = re.split(r"\{exercise\} (\d\d\.\d)", source)
-    assert parts[1::2] == [f"{chapter.stem[:2]}.{grade}" for grade in (1, 2, 3)]
-    for key, text in zip(parts[1::2], parts[2::2], strict=True):
+    parts = re.split(r"\{exercise\} (Predict|Derive|Build)", source)
+    assert parts[1::2] == ["Predict", "Derive", "Build"]
+    for number, text in enumerate(parts[2::2], 1):
+        key = f"{chapter.stem[:2]}.{number}"
         before, _, after = text.partition("{solution")
         assert f'hh.check("{key}", ...)' in before, f"{key}: no cell for the answer before the solution"
         assert f'hh.check("{key}", ' in after, f"{key}: the solution is not checked"
@@ -129,10 +130,12 @@ def test_every_exercise_of_a_chapter_is_checked(chapter):
 
 
 def test_every_entry_belongs_to_a_chapter():
-    titles = {
-        m for p in ROOT.glob("book/[0-9][0-9]_*.md") for m in re.findall(r"\{exercise\} (\d\d\.\d)", p.read_text())
+    there = {
+        f"{path.stem[:2]}.{number}"
+        for path in ROOT.glob("book/[0-9][0-9]_*.md")
+        for number in range(1, path.read_text(encoding="utf-8").count("{exercise} ") + 1)
     }
-    assert set(EXERCISES) <= titles, f"no such exercises: {sorted(set(EXERCISES) - titles)}"
+    assert set(EXERCISES) <= there, f"no such exercises: {sorted(set(EXERCISES) - there)}"
 
 
 # ------------------------------------------------------------------------------------------------------- the verdict
