@@ -120,7 +120,7 @@ def test_every_exercise_of_a_chapter_is_checked(chapter):
     source = chapter.read_text(encoding="utf-8")
     printed = json.dumps(json.loads(chapter.with_suffix(".ipynb").read_text(encoding="utf-8")), ensure_ascii=False)
     parts = re.split(r"\{exercise\} (Predict|Derive|Build)", source)
-    assert parts[1::2] == ["Predict", "Derive", "Build"]
+    assert parts[1::2][:3] == ["Predict", "Derive", "Build"]  # an instructor may add more
     for number, text in enumerate(parts[2::2], 1):
         key = f"{chapter.stem[:2]}.{number}"
         before, _, after = text.partition("{solution")
