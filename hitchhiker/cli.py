@@ -141,7 +141,7 @@ if typer is not None:
     @course_app.command("grade")
     def grade_course(
         folder: Annotated[Path, typer.Argument(help="Submissions: NAME.ipynb or NAME/something.ipynb.")],
-        name: Annotated[str, typer.Option("--set", help="The problem set, as ps2.")],
+        name: Annotated[str, typer.Option("--set", help="The problem set, as ps2, or the path of its source.")],
         variant: Annotated[int, typer.Option(help="The variant that was handed out.")] = 0,
         out: Annotated[Path | None, typer.Option(help="Folder to write into (default: FOLDER-graded).")] = None,
         workers: Annotated[int, typer.Option(help="Submissions at once.")] = 2,

@@ -80,7 +80,7 @@ def grade(
     path = source.find(name, where)
     problem = source.load(path, variant)
     out = out or folder.parent / f"{folder.resolve().name}-graded"
-    students = submissions(folder, name, out)
+    students = submissions(folder, problem.name, out)
     scores = read_written(written or out / "written.csv", problem, list(students), needed=written is not None)
     for part in (out / "results", out / "feedback"):
         part.mkdir(parents=True, exist_ok=True)
