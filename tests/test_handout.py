@@ -227,4 +227,5 @@ def test_one_sheet(site, tmp_path, paper):
          "--virtual-time-budget=20000", f"--print-to-pdf={pdf}", "--no-pdf-header-footer", here.as_uri()],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
-    assert len(re.findall(rb"/Type /Page\b", pdf.read_bytes())) == 1
+    sheets = len(re.findall(rb"/Type /Page\b", pdf.read_bytes()))
+    assert sheets == 1
