@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
+import warnings
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import torch
 
 from hitchhiker.course import judge, source
 
@@ -58,6 +63,39 @@ def test_stubs_get_no_points_and_helpful_messages(name):
         assert outcome.earned == 0, f"{outcome.question} {outcome.name} gives points for nothing"
         assert "NotImplementedError" in outcome.message or "three dots" in outcome.message, outcome
     assert not verdict.notes, report(verdict)  # a stub is no error until it is called
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_students_own_run_says_which_answer_is_missing(name):
+    """In the student's kernel, where no judge looks: the test of a stub fails with the number of its question."""
+    notebook, names, default = (
+        source.student(source.load(SETS[name])),
+        {"__name__": "__main__"},
+        torch.get_default_dtype(),
+    )
+    missing, unhelpful = set(), []
+    try:
+        for cell in notebook.cells:
+            if cell.cell_type != "code":
+                continue
+            try:
+                with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    exec(compile(cell.source, "cell", "exec"), names)
+            except (AssertionError, NotImplementedError) as error:
+                number = str(error).partition(":")[0]
+                missing.add(number)
+                if number != cell.metadata.get("question", number):
+                    unhelpful.append(error)
+            except NameError as error:  # a given cell below one of the student's
+                if "public-test" in source.tags(cell):
+                    unhelpful.append(error)
+    finally:
+        torch.set_default_dtype(default)
+        plt.close("all")
+    assert not unhelpful
+    coding = {q.number for q in source.load(SETS[name]).questions.values() if q.kind == "coding"}
+    assert coding <= missing
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
