@@ -129,8 +129,9 @@ if typer is not None:
             print(f"{folder}: " + ", ".join(sorted(p.name for p in folder.iterdir())))
         if made_up is not None:
             print(f"{out / 'example'}: {len(examples.folder(made_up, out / 'example'))} submissions; grade them with")
+            called = sys.argv[0] if Path(sys.argv[0]).name == "hitchhiker" else "hitchhiker"
             print(
-                f"  hitchhiker course grade {out / 'example'} --set {example}"
+                f"  {shlex.quote(called)} course grade {out / 'example'} --set {example}"
                 + (f" --variant {variant}" if variant else "")
             )
         if build.address() is None:
@@ -156,7 +157,7 @@ if typer is not None:
 
         A killed batch goes on where it was when the same command is given again.
 
-        Example: hitchhiker course grade course/example/submissions --set ps1
+        Example: hitchhiker course grade course/example --set ps1
         """
         with _course():
             from hitchhiker.course import sandbox
