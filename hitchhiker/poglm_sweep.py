@@ -1,11 +1,13 @@
 """Sweeps of models with hidden neurons: the paper's 528 runs (section G.2, Figures 4, 14, 15), and strong coupling.
 
 A group is one population: models that share method, samples a step and batches, and differ by temperature and seed (and,
-under strong coupling, by network).  Presets are those of :func:`hitchhiker.datasets.synthetic_poglm`:
+in ``longer`` and ``strong``, by network).  Networks are those of :func:`hitchhiker.datasets.synthetic_poglm`:
 
 - ``released``, ``paper``: the paper's recipe on one data set a sweep.  Weights start as torch's convolutions do
   (``released``) or from N(0, 0.5²) (``paper``, as the text says: 500 steps of 0.001 are then too few).  408 runs are
   distinct; the paper's 528 count the score function, which has no temperature, once for each of eleven.
+- ``longer``: the first five ``released`` networks at once for 2,000 steps instead of 500, one sample, three temperatures:
+  is the paper's recipe long enough?
 - ``strong``: hidden neurons that matter; five networks, gradients compared, then particle EM.
 
 Every row has the metrics of Figure 14 on test sequences, the likelihood by particle filter, and what it gains on the
@@ -14,6 +16,7 @@ visible-only GLM, sequence by sequence.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +37,8 @@ TEMPERATURES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 RELAXATIONS = ("eat-cubic", "eat-sigmoid", "gsm")
 SAMPLES = (1, 2, 5, 10)
 SEEDS = (0, 1, 2)
+#: what can be run: networks by the paper's recipe or under strong coupling, and ``longer``, the released ones trained longer
+SWEEPS = (*PRESETS, "longer")
 HISTORIES = (0, 1, 2, 3, 5, 10, 20)
 #: a weight counts as large, so that its sign should be found, above this
 THRESHOLDS = {"paper": 1.0, "released": 0.15, "strong": 1.0}
@@ -59,26 +64,30 @@ def groups(
 
     Raises ``ValueError`` for an unknown preset or a negative data set.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if preset not in SWEEPS:
+        raise ValueError(f"preset must be one of {', '.join(SWEEPS)}, got {preset!r}")
     require_count("data_set", data_set, minimum=0)
     for count in samples:
         require_count("samples", count)
     if preset == "strong":
         return _strong_groups(data_set)
-    common = {"preset": preset, "data_set": data_set}
-    recipe = common | {"steps": 500, "batch": 8, "lr": 1e-3, "seeds": list(SEEDS), "particles": 100,
-                       "initial": "library" if preset == "released" else "paper"}  # fmt: skip
+    temperatures, steps = list(TEMPERATURES), 500
+    common: dict[str, Any] = {"preset": preset, "data_set": data_set}
+    if preset == "longer":
+        common |= {"preset": "released", "networks": 5}
+        temperatures, steps, samples = [0.1, 0.3, 0.5], 2000, [1]
+    recipe = common | {"steps": steps, "batch": 8, "lr": 1e-3, "seeds": list(SEEDS), "particles": 100,
+                       "initial": "paper" if preset == "paper" else "library"}  # fmt: skip
     made: dict[str, dict[str, Any]] = {"baselines": common | {"kind": "baselines", "particles": 1000}}
     for count in samples:
         for method in RELAXATIONS:
             made[f"{method}-{count}"] = recipe | {
-                "kind": "benchmark", "method": method, "temperatures": list(TEMPERATURES), "samples": count,
-                "importance": 1000 if count == 1 else 0,
+                "kind": "benchmark", "method": method, "temperatures": temperatures, "samples": count,
+                "importance": 1000 if count == 1 and preset != "longer" else 0,
             }  # fmt: skip
         made[f"score-{count}"] = recipe | {
             "kind": "benchmark", "method": "score", "temperatures": [0.0], "samples": count,
-            "importance": 1000 if count == 1 else 0,
+            "importance": 1000 if count == 1 and preset != "longer" else 0,
         }  # fmt: skip
     return made
 
@@ -223,13 +232,13 @@ def _judge(
 
 
 def _benchmark(settings: dict[str, Any], folder: Path) -> sweep.Rows:
-    """The paper's recipe: one data set, (seeds, temperatures) at once, AdamW 1e-3, 500 steps of 8 sequences."""
+    """The paper's recipe: (networks, seeds, temperatures) at once, AdamW 1e-3, 500 steps of 8 sequences."""
     data = _data(settings)
     assert data.weights is not None
     taus, seeds = settings["temperatures"], settings["seeds"]
-    population = (1, len(seeds), len(taus))
+    population = (data.train.shape[0], len(seeds), len(taus))
     model = POGLM(
-        data.num_visible, data.num_hidden, data.weights.shape[-1], torch.tensor(seeds)[None, :, None],
+        data.num_visible, data.num_hidden, data.weights.shape[-1], torch.tensor(seeds)[:, None],
         population=population, encoder="conv", width=7, max_rate=data.max_rate, initial=settings["initial"],
     )  # fmt: skip
     fit = fit_poglm(
@@ -241,16 +250,14 @@ def _benchmark(settings: dict[str, Any], folder: Path) -> sweep.Rows:
     )  # fmt: skip
     glm, _ = visible_baseline(data)
     judged = _judge(model, data, glm.log_likelihood(data.test), settings, torch.Generator().manual_seed(0))
-    final = fit.column("loss")[-1].flatten()
-    rows = []
-    for i, row in enumerate(judged):
-        s, t = divmod(i, len(taus))
-        rows.append(
-            {"data_set": settings["data_set"], "method": settings["method"], "temperature": taus[t],
-             "samples": settings["samples"], "seed": seeds[s], "diverged": bool(fit.diverged.flatten()[i]),
-             "train_loss": float(final[i])} | row
-        )  # fmt: skip
-    return rows
+    final, diverged = fit.column("loss")[-1].flatten(), fit.diverged.flatten()
+    places = itertools.product(range(data.train.shape[0]), seeds, taus)
+    return [
+        {"data_set": settings["data_set"] + d, "method": settings["method"], "temperature": tau,
+         "samples": settings["samples"], "seed": seed, "diverged": bool(diverged[i]), "train_loss": float(final[i])}
+        | judged[i]
+        for i, (d, seed, tau) in enumerate(places)
+    ]  # fmt: skip
 
 
 def _strong(settings: dict[str, Any], folder: Path) -> sweep.Rows:
@@ -411,8 +418,8 @@ def register(app: Any) -> None:
 
     @app.command("poglm")
     def sweep_poglm(
-        preset: str = typer.Option("released", help="Networks: " + ", ".join(PRESETS) + "."),
-        data_set: int = typer.Option(0, help="Which one (paper: 0 … 9); strong: the first of five networks."),
+        preset: str = typer.Option("released", help="Networks or recipe: " + ", ".join(SWEEPS) + "."),
+        data_set: int = typer.Option(0, help="Which one (paper: 0 … 9); longer, strong: the first of five networks."),
         samples: list[int] = typer.Option(list(SAMPLES), help="Samples a step (may be repeated)."),  # noqa: B008
         out: Path = typer.Option(None, help="Folder of the sweep (default: runs/poglm-PRESET-SET)."),  # noqa: B008
         only: list[str] = typer.Option(None, help="Groups to run now (may be repeated; default: all)."),  # noqa: B008
@@ -436,6 +443,6 @@ def register(app: Any) -> None:
 
 __all__ = [
     "ENCODERS",
-    "HISTORIES", "RELAXATIONS", "SAMPLES", "SEEDS", "STRONG", "TEMPERATURES", "THRESHOLDS", "groups", "measure", "register",
-    "run", "visible_baseline",
+    "HISTORIES", "RELAXATIONS", "SAMPLES", "SEEDS", "STRONG", "SWEEPS", "TEMPERATURES", "THRESHOLDS", "groups", "measure",
+    "register", "run", "visible_baseline",
 ]  # fmt: skip

@@ -623,6 +623,8 @@ def test_groups_of_the_paper():
     assert printed == 528  # the paper counts the score function, which has no temperature, eleven times
     with pytest.raises(ValueError, match="preset must be one of"):
         poglm_sweep.groups("weak")
+    longer = poglm_sweep.groups("longer")
+    assert [g["steps"] for g in longer.values() if g["kind"] == "benchmark"] == [2000] * 4
     with pytest.raises(ValueError, match="data_set must be"):
         poglm_sweep.groups("released", -1)
 
@@ -637,6 +639,21 @@ def test_a_group_in_small(tmp_path):
     assert names <= set(rows[0])
     json.dumps(rows, allow_nan=False)
     assert poglm_train.CONFIG == "config.json"
+
+
+def test_a_group_of_several_networks_is_the_networks_one_by_one(tmp_path):
+    """A model is trained and judged on its own network: the order of rows is (network, seed, temperature)."""
+    small = {"temperatures": [0.1, 0.5], "seeds": [0, 1], "steps": 3, "particles": 10, "importance": 0, "networks": 2}
+    group = poglm_sweep.groups("longer", 0)["eat-cubic-1"] | small
+    rows = poglm_sweep.measure(group, tmp_path / "both")
+    places = [(r["data_set"], r["seed"], r["temperature"]) for r in rows]
+    assert places == list(itertools.product((0, 1), (0, 1), (0.1, 0.5)))
+    for d in (0, 1):
+        alone = poglm_sweep.measure(group | {"networks": 1, "data_set": d}, tmp_path / str(d))
+        for row, own in zip([r for r in rows if r["data_set"] == d], alone, strict=True):
+            # other noise, same network and same start: levels differ by tens of nats between the networks
+            assert row["mll"] == pytest.approx(own["mll"], abs=5)
+    assert abs(rows[0]["mll"] - rows[4]["mll"]) > 20
 
 
 def test_stored_strong_coupling():
