@@ -19,7 +19,9 @@ class Report:
     Attributes
     ----------
     lost_variance : 1 - Σ Var(z)/Σ λ, the share of the Poisson variance that the relaxation loses (Aτ for EAT when cold).
-    slope_noise : mean of λ·Var(dz/dλ) over units: B/τ for EAT when cold, 1 + 1/(6λ) over τ for GSM.
+    slope_noise : mean of λ·Var(dz/dλ) over units: B/τ for EAT when cold, 1 + 1/(6λ) over τ for GSM.  Whatever the rate.
+    noise : ``slope_noise`` over the mean rate, Var(dz/dλ) weighted by rate: B/(τλ) for EAT when cold.  The mean slope is
+        about 1, so this is noise over signal of one count, and grows as rates fall.
     clipped : share of rates at or above ``max_rate``.
     silent : share of rates at or below ``min_rate``: their gradients rest on events that hardly ever happen.
     mean_rate : λ, counts per unit.
@@ -35,10 +37,18 @@ class Report:
     mean_rate: float
     updates: int
 
+    @property
+    def noise(self) -> float:
+        return self.slope_noise / self.mean_rate if self.mean_rate else math.inf
+
+    @property
+    def noise_se(self) -> float:
+        return self.slope_noise_se / self.mean_rate if self.mean_rate else math.inf
+
     def __str__(self) -> str:
         return (
             f"lost variance {self.lost_variance:.3f} ± {self.lost_variance_se:.3f}, "
-            f"slope noise {self.slope_noise:.2f} ± {self.slope_noise_se:.2f}, "
+            f"slope noise {self.slope_noise:.2f} ± {self.slope_noise_se:.2f} (over the mean rate {self.noise:.2f}), "
             f"clipped {self.clipped:.1%}, silent {self.silent:.1%}, mean rate {self.mean_rate:.3g}"
         )
 

@@ -19,8 +19,20 @@ def test_reports_theory(log, temperature):
     assert abs(seen.lost_variance - cubic.deficit * temperature) < 6 * seen.lost_variance_se
     noise = (cubic.roughness + temperature**2 * J2["cubic"]) / temperature
     assert abs(seen.slope_noise - noise) < 6 * seen.slope_noise_se
+    assert seen.noise == pytest.approx(seen.slope_noise / 6)
     # it would see a temperature that is 10% off
     assert abs(seen.slope_noise - noise / 1.1) > 6 * seen.slope_noise_se
+
+
+def test_noise_grows_as_rates_fall():
+    noise = []
+    for rate in (0.1, 1.0, 10.0):
+        monitor = CountMonitor()
+        monitor.update(hh.EATPoisson(rate=torch.full((100_000,), rate), temperature=0.1))
+        seen = monitor.report()
+        noise.append(seen.noise)
+        assert abs(seen.noise - 6 / rate) < 6 * seen.noise_se + 0.02 / rate
+    assert noise[0] > 8 * noise[1] > 64 * noise[2]
 
 
 def test_hard_counts_lose_nothing():
