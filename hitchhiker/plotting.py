@@ -108,7 +108,7 @@ def label_lines(ax: Axes, *, pad: float = 4.0, min_gap: float = 11.0, side: str 
     ----------
     ax : the axes, whose limits should be final.
     pad : space between the line's end and its name, in points.
-    min_gap : least distance between two names, in points; closer ones are pushed apart.
+    min_gap : least distance between two names, in points; closer ones are moved apart, and joined to their line's end.
     side : ``"right"``, or ``"left"`` where the lines end at different places but start together.
 
     Raises ``ValueError`` for another side.
@@ -130,13 +130,32 @@ def label_lines(ax: Axes, *, pad: float = 4.0, min_gap: float = 11.0, side: str 
         _, pixel_y = ax.transData.transform((x[end], y[end]))
         entries.append((float(pixel_y) * points_per_pixel, label, line.get_color(), (x[end], y[end])))
     entries.sort(key=lambda e: e[0])
-    placed = -math.inf
-    for height, label, color, (x_end, y_end) in entries:
-        placed = max(height, placed + min_gap)
+    heights = _spread([e[0] for e in entries], min_gap)
+    for (height, label, color, end_point), placed in zip(entries, heights, strict=True):
+        moved = placed - height
+        leader = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (not right, 0.5)}
         ax.annotate(
-            label, (x_end, y_end), xytext=(pad if right else -pad, placed - height), textcoords="offset points",
-            color=color, va="center", ha="left" if right else "right", fontsize="small", annotation_clip=False,
+            label, end_point, xytext=((pad if right else -pad) * (2 if abs(moved) > 3 else 1), moved),
+            textcoords="offset points", color=color, va="center", ha="left" if right else "right", fontsize="small",
+            annotation_clip=False, arrowprops=leader if abs(moved) > 3 else None,
         )  # fmt: skip
+
+
+def _spread(heights: list[float], min_gap: float) -> list[float]:
+    """Sorted heights moved as little as possible, so that neighbours are at least ``min_gap`` apart (least squares).
+
+    >>> _spread([0.0, 1.0, 50.0], 10.0)
+    [-4.5, 5.5, 50.0]
+    """
+    blocks: list[tuple[float, int]] = []  # (mean of height - rank * gap, size): pooled until they rise
+    for rank, height in enumerate(heights):
+        mean, size = height - rank * min_gap, 1
+        while blocks and blocks[-1][0] >= mean:
+            other, count = blocks.pop()
+            mean, size = (mean * size + other * count) / (size + count), size + count
+        blocks.append((mean, size))
+    level = [mean for mean, size in blocks for _ in range(size)]
+    return [mean + rank * min_gap for rank, mean in enumerate(level)]
 
 
 def label_at(

@@ -79,13 +79,13 @@ def figure_4_top(rows: Rows, column: str = "neg_elbo", ax: Any = None) -> Any:
     ax.minorticks_off()
     ax.set_xticklabels(["0.02", "0.05", "0.1", "0.2", "0.5"])
     level(ax, rows, column, "exact", "exact")
-    level(ax, select(rows, samples=1), column, "score", "score function, 1 sample", below=True)
+    level(ax, select(rows, samples=1), column, "score", "score function, 1 sample", at=0.6)
     label_lines(ax)
     return figure
 
 
-def level(ax: Any, rows: Rows, column: str, name: str, label: str, below: bool = False) -> None:
-    """A horizontal line with a band of ± 2 standard errors for a method without a temperature."""
+def level(ax: Any, rows: Rows, column: str, name: str, label: str, at: float = 0.99) -> None:
+    """A horizontal line with a band of ± 2 standard errors for a method without a temperature; its name ends at ``at``."""
     seen = over_seeds(select(rows, method=name), column, "method")
     if not seen:
         return
@@ -94,13 +94,13 @@ def level(ax: Any, rows: Rows, column: str, name: str, label: str, below: bool =
     ax.axhline(mean, color=style.color, linestyle=style.dash, lw=1.2)
     ax.axhspan(mean - 2 * error, mean + 2 * error, color=style.color, alpha=0.12, lw=0)
     ax.annotate(
-        label, (0.99, mean), xycoords=ax.get_yaxis_transform(), xytext=(0, -3 if below else 3), textcoords="offset points",
-        ha="right", va="top" if below else "bottom", color=style.color, fontsize="small",
+        label, (at, mean), xycoords=ax.get_yaxis_transform(), xytext=(0, 3), textcoords="offset points",
+        ha="right", va="bottom", color=style.color, fontsize="small",
     )  # fmt: skip
 
 
 def against_width(rows: Rows, column: str = "neg_elbo", kinds: Iterable[str] | None = None, ax: Any = None) -> Any:
-    """A column against Aτ, the variance that a relaxed count loses: one scale of temperature for all indicators."""
+    """A column against Aτ, to leading order the variance that a relaxed count loses: one scale of temperature for all."""
     import matplotlib.pyplot as plt
 
     figure, ax = (None, ax) if ax is not None else plt.subplots()
@@ -110,7 +110,7 @@ def against_width(rows: Rows, column: str = "neg_elbo", kinds: Iterable[str] | N
         seen = dict(sorted(seen.items()))
         y, error = ([v[i] for v in seen.values()] for i in (0, 1))
         _bars(ax, [key[0] for key in seen], y, error, method(name).line)
-    ax.set(xscale="log", xlabel="width Aτ (share of the variance lost)")
+    ax.set(xscale="log", xlabel="width Aτ of the soft edge")
     ax.set_xlim(0.004, 0.7)
     level(ax, rows, column, "exact", "exact")
     return figure
@@ -124,6 +124,7 @@ _BUDGET = {
     ("score:leave-one-out", 0.0): "score, leave-one-out",
 }  # fmt: skip
 _DASHES = {0.1: "-", 0.389: (0, (5, 1.5)), 1.0: (0, (2, 1))}
+_MARKS = {0.1: "s", 0.389: "^", 1.0: "o"}
 
 
 def budget(rows: Rows, column: str = "exact_neg_elbo", kinds: Sequence[tuple[str, float]] | None = None) -> Any:
@@ -140,7 +141,7 @@ def budget(rows: Rows, column: str = "exact_neg_elbo", kinds: Sequence[tuple[str
         y, error = ([gaps[(s,)][i] for s in x] for i in (0, 1))
         style = dict(method(name).line, label=_BUDGET[name, temperature])
         if name == "eat-cubic":
-            style["linestyle"] = _DASHES[temperature]
+            style |= {"linestyle": _DASHES[temperature], "marker": _MARKS[temperature]}
         _bars(ax, x, y, error, style)
     ax.axhline(0, color=method("exact").color, lw=1.2)
     ax.set(xscale="log", xlabel="steps of training", ylabel="validation −ELBO above exact gradients'")
