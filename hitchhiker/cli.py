@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return _complain(error if "pip install" in str(error) else f"{HINT} ({error})", 1)
     except (TrainingDiverged, SweepFailed, OSError) as error:
-        return _complain(error.strerror or error if isinstance(error, OSError) else error, 1)
+        return _complain(_about_file(error) if isinstance(error, OSError) else error, 1)
     except Exception as error:
         # typer's own errors; which library defines them depends on its version
         kind = type(error).__name__
@@ -52,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error.format_message())
             return 0
         return _complain(error.format_message(), 2)
+
+
+def _about_file(error: OSError) -> str:
+    about = error.strerror or str(error)
+    return about if error.filename is None else f"{about}: {error.filename}"
 
 
 def _complain(message: object, code: int) -> int:

@@ -110,6 +110,12 @@ def test_a_bad_argument_is_one_line(arguments, words, capsys, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_written_is_named(capsys, tmp_path):
+    (tmp_path / "taken").write_text("a file, no folder", encoding="utf-8")
+    assert main(["course", "build", "ps1", "--out", str(tmp_path / "taken")]) == 1
+    assert capsys.readouterr().err == f"hitchhiker: Not a directory: {tmp_path / 'taken' / 'ps1' / 'student'}\n"
+
+
 def test_otter_has_the_same_tests(problem, tmp_path):
     import zipfile
 
