@@ -249,6 +249,40 @@ def test_what_is_said_about_an_expression(answer, words):
     assert re.search(words, wrong(FORMULA, answer))
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [("exp(-lambda*(1+tau)", "one \\) is missing"), ("exp(-((lambda", "3 \\) are missing"), ("lambda*(1+tau))", "\\) too many"),
+     ("np.exp(-lambda)", "Leave out np\\. before exp"), ("math.sqrt(lambda)", "Leave out math\\."),
+     (r"\exp(-lambda)", "backslashes"), (r"\lambda^2(1+\tau)", "backslashes"), ("lambda*(1 + \tau)", "backslashes"),
+     (r"\frac{\lambda}{2}", "backslashes"),
+     ("e**(-lambda)", "write exp"), ("e^(-lambda(1+tau))", "write exp"), ("1 + 2*e", "There is e in it.*write exp"),
+     ("exp^(-lambda)", "exp is a function"), ("exp{-lambda}", "round brackets"), ("z = lambda**2", "right-hand side"),
+     ("lambda(1 + tau)", "every product"), ("2lambda", "every product")],
+)  # fmt: skip
+def test_each_slip_of_spelling_has_its_own_words(answer, words):
+    said = wrong(FORMULA, answer)
+    assert re.search(words, said), said
+    assert ("every product" in said) == ("every product" in words)
+
+
+def test_what_an_editor_makes_of_operators_can_be_read():
+    assert right(FORMULA, "λ²·(1 − −τ)")
+    assert right(FORMULA, "λ × λ + λ²×τ")
+    assert right(Formula("e**2", "e", because="so"), "e^2")  # where it is a symbol of the exercise
+
+
+def test_a_curvature_taken_for_a_matrix_says_what_it_is():
+    entry = EXERCISES["12.3"]
+
+    def matrix(g, exact, H):
+        first, second = (half.mean(0) - exact for half in g.chunk(2))
+        return ((first @ H * second).sum(-1) / (exact @ H * exact).sum(-1)).mean()
+
+    assert "H is a function" in wrong(entry, matrix)
+    assert "H is a function" in wrong(entry, lambda g, exact, H: torch.einsum("bi,ij,bj->b", exact, H, exact).mean())
+    assert "H is a function" in wrong(entry, lambda g, exact, H: exact @ H[0])
+
+
 def test_integers_and_ranges_among_the_symbols():
     entry = Formula("factorial(n)*log(1 - tau)", "n tau", because="so", ranges={"n": range(2, 7), "tau": (0.1, 0.9)})
     n = sp.Symbol("n", integer=True)

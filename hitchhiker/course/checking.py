@@ -226,7 +226,8 @@ class Formula(Exercise):
         foreign = sorted(used - set(self.symbols))
         if foreign:
             listed = ", ".join(map(_pretty, foreign))
-            raise NotYet(f"There is {listed} in it; wanted is {self.ask}.")
+            hint = " For a power of e write exp(…)." if "e" in foreign else ""
+            raise NotYet(f"There is {listed} in it; wanted is {self.ask}.{hint}")
         if sympy.expand(expression - wanted) == 0:
             return None
         points, close = self.points(), _tolerance(1e-9, 1e-12)
@@ -267,6 +268,10 @@ class Formula(Exercise):
         if isinstance(answer, Tensor):
             answer = answer.item()
         if isinstance(answer, str):
+            answer = answer.translate(TYPESET)
+            spelling = _misspelt(answer, self.symbols)
+            if spelling:
+                raise NotYet(spelling)
             names = {
                 n: _symbol(_canonical(n))
                 for n in re.findall(r"[^\W\d]\w*", answer)
@@ -656,6 +661,36 @@ def _broadcast(argument: Any, shape: torch.Size) -> Tensor:
         return torch.as_tensor(argument).detach().double().expand(shape)
     except (TypeError, RuntimeError, ValueError):
         return torch.full(shape, torch.nan, dtype=torch.float64)
+
+
+#: what a text editor makes of operators
+TYPESET = str.maketrans({"−": "-", "·": "*", "×": "*", "⋅": "*", "²": "**2", "³": "**3"})
+
+
+def _misspelt(text: str, symbols: Sequence[str]) -> str | None:
+    """What keeps a text from being read as an expression, where one can tell: each cause by itself."""
+    if re.search(r"\\|[\a\b\f\v]|\t(?=au|heta)", text):  # in "\tau" Python itself has made a tab of \t
+        return "Leave out the backslashes: exp(…), log(…) and sqrt(…) are written without, and so are lambda and tau."
+    prefix = re.search(r"\b(np|numpy|math|torch|sp|sympy)\s*\.\s*(\w+)", text)
+    if prefix:
+        return f"Leave out {prefix[1]}. before {prefix[2]}: functions have no prefix here, as in exp(…)."
+    if re.search(r"[\[\]{}]", text):
+        return "Only round brackets can be read: ( and )."
+    depth = 0
+    for letter in text:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if depth < 0:
+            return "A bracket is closed that was never opened: there is a ) too many, or a ( is missing."
+    if depth:
+        return f"A bracket is not closed: {'one' if depth == 1 else depth} ) {'is' if depth == 1 else 'are'} missing."
+    if "e" not in symbols and re.search(r"(?<![\w.])e\s*(\*\*|\^)", text):
+        return "For a power of e write exp(…)."
+    power = re.search(r"\b(exp|log|ln|sqrt)\s*(\*\*|\^)", text)
+    if power:
+        return f"{power[1]} is a function: write {power[1]}(…)."
+    if re.search(r"(?<![=<>!])=(?!=)", text):
+        return "Give the right-hand side alone, without an equation."
+    return None
 
 
 #: other names that readers give to the book's symbols

@@ -32,10 +32,22 @@ def natural_steps(u0: float) -> int:
 Product = Callable[[Tensor], Tensor]
 
 
-def _curvature(v: Tensor) -> Tensor:
-    """Hv for a fixed positive H of three latents."""
+class _Curvature:
+    """Hv for a fixed positive H of three latents.  It says what it is to those who take it for a matrix."""
+
     H = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, -0.3], [0.0, -0.3, 3.0]], dtype=torch.float64)
-    return v @ H.to(v.dtype)
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return v @ self.H.to(v.dtype)
+
+    @classmethod
+    def no_matrix(cls, *_: Any, **__: Any) -> Any:
+        raise TypeError("H is a function and no matrix: H(v) applies it to v, of shape (K,) or (batch, K)")
+
+    __matmul__ = __rmatmul__ = __mul__ = __rmul__ = __getitem__ = __torch_function__ = no_matrix
+
+
+_curvature = _Curvature()
 
 
 def _gradients() -> list[tuple[Tensor, Tensor, Product]]:
