@@ -119,6 +119,9 @@ if typer is not None:
         ] = None,
         variant: Annotated[int, typer.Option(help="Variant: 0 is the source's, others draw other values.")] = 0,
         out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("course"),
+        outputs: Annotated[
+            bool, typer.Option("--outputs", help="Run the instructor notebook, so that it shows its results.")
+        ] = False,
         example: Annotated[
             str | None, typer.Option(help="Also write twelve made-up submissions of this set.", metavar="SET")
         ] = None,
@@ -130,25 +133,31 @@ if typer is not None:
         with _course():
             from hitchhiker.course import build, examples, source
         made_up = source.load(source.find(example), variant) if example is not None else None
-        for folder in build.build(sets or [], variant, out):
-            print(f"{folder}: " + ", ".join(sorted(p.name for p in folder.iterdir())))
+        for folder in build.build(sets or [], variant, out, outputs=outputs):
+            print(f"{folder}, variant {variant}: " + ", ".join(sorted(p.name for p in folder.iterdir())))
+        for name in (sets or source.available()) if variant else ():
+            if again := source.repeated(source.load(source.find(name), variant)):
+                print(f"{name}: an earlier variant has the same {', '.join(again)}: put new values into the source")
         if made_up is not None:
-            print(f"{out / 'example'}: {len(examples.folder(made_up, out / 'example'))} submissions; grade them with")
+            folder = out / f"example{build.suffix(variant)}"
+            print(f"{folder}: {len(examples.folder(made_up, folder))} submissions; grade them with")
             called = sys.argv[0] if Path(sys.argv[0]).name == "hitchhiker" else "hitchhiker"
-            print(
-                f"  {shlex.quote(called)} course grade {out / 'example'} --set {example}"
-                + (f" --variant {variant}" if variant else "")
-            )
-        if build.address() is None:
+            print(f"  {shlex.quote(called)} course grade {folder} --set {example}")
+        where = build.address()
+        if where is None:
             print(
                 "The repository's address is not known: set HITCHHIKER_REPOSITORY, or Colab and Gradescope cannot install it."
             )
+        elif not build.pinned(where):
+            print(f"Students will install the newest {where}, for this commit is not known to be there: push it first.")
 
     @course_app.command("grade")
     def grade_course(
         folder: Annotated[Path, typer.Argument(help="Submissions: NAME.ipynb or NAME/something.ipynb.")],
         name: Annotated[str, typer.Option("--set", help="The problem set, as ps2, or the path of its source.")],
-        variant: Annotated[int, typer.Option(help="The variant that was handed out.")] = 0,
+        variant: Annotated[
+            int | None, typer.Option(help="The variant that was handed out (default: what most notebooks say).")
+        ] = None,
         out: Annotated[Path | None, typer.Option(help="Folder to write into (default: FOLDER-graded).")] = None,
         workers: Annotated[int, typer.Option(help="Submissions at once.")] = 2,
         written: Annotated[
@@ -157,6 +166,9 @@ if typer is not None:
         ] = None,
         cell_seconds: Annotated[float | None, typer.Option(help="Most time for a cell (default: the set's).")] = None,
         quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+        force: Annotated[
+            bool, typer.Option("--force", help="Grade although most notebooks, or OUT, are of another set or variant.")
+        ] = False,
     ) -> None:
         """Grade a folder of notebooks: grades.csv, a feedback page for each student, summary.html.
 
@@ -171,7 +183,7 @@ if typer is not None:
             raise ValueError(f"--cell-seconds must be > 0, got {cell_seconds}")
         limits = None if cell_seconds is None else {"cell": cell_seconds}
         print(f"each notebook is kept apart by {sandbox.isolation()}")
-        done = grade(folder, name, variant, out, workers, written, limits, quiet=quiet)
+        done = grade(folder, name, variant, out, workers, written, limits, quiet=quiet, force=force)
         print(f"written: {done / 'grades.csv'}, {done / 'summary.html'}, {done / 'feedback'}")
 
     @train_app.command("pvae")

@@ -75,20 +75,32 @@ def test_pages_show_no_test_and_need_no_network(graded, problem):
     assert len([a for a in summary.find_all("a") if (graded / a["href"]).exists()]) == len(POINTS)
 
 
-def test_written_points_are_merged(graded, problem, tmp_path, capsys):
+def test_written_points_are_merged(graded, problem, capsys):
     table = graded / "written.csv"
-    assert table.read_text(encoding="utf-8").splitlines()[0] == "name,0.2,0.4"
-    table.write_text("name,0.2,0.4\nada_perfect,3.5,5\n", encoding="utf-8")
+    assert table.read_text(encoding="utf-8").splitlines()[0] == "name,0.2,0.2 comment,0.4,0.4 comment"
+    mine = "name,0.2,0.2 comment,0.4\nada_perfect,3.5,Say *why*.,5\nzoe,1,,\n"
+    table.write_text(mine, encoding="utf-8")
+    late = graded.parent / "handed-in" / "late"
+    late.mkdir()
+    (late / "ps0.pdf").touch()
     began = time.monotonic()
     grading.grade(graded.parent / "handed-in", "ps0", limits=LIMITS, where=WHERE, quiet=True)
     assert time.monotonic() - began < 20  # nothing was run again
     row = rows(graded)["ada_perfect"]
     assert (row["0.2"], row["written"], row["to_grade"], row["total"]) == ("3.5", "8.5", "0", "17.5")
-    for wrong, words in (("ada_perfect,9,", "must be 0 to 4 points, got '9'"), ("zoe,1,", "'zoe' handed nothing in")):
-        table.write_text(f"name,0.2,0.4\n{wrong}\n", encoding="utf-8")
-        with pytest.raises(ValueError, match=words):
-            grading.grade(graded.parent / "handed-in", "ps0", limits=LIMITS, where=WHERE, quiet=True)
+    row = rows(graded)["late"]
+    assert (row["total"], row["notes"]) == ("0", "No .ipynb was found, only ps0.pdf.")
+    said = capsys.readouterr().out
+    assert "13 submissions, 1 without a notebook\n  late" in said
+    assert "points for zoe, who handed nothing in" in said
+    assert table.read_text(encoding="utf-8").startswith(mine)
+    assert [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("late")] == ["late,,,"]
+    tree = BeautifulSoup((graded / "feedback" / "ada_perfect.html").read_text(encoding="utf-8"), "html.parser")
+    assert "17.5 of 18 in all" in tree.get_text()
+    assert tree.find("em", string="why")
+    assert (graded / "feedback" / tree.find("a")["href"]).resolve() == graded.parent / "handed-in" / "ada_perfect.ipynb"
     table.unlink()
+    shutil.rmtree(late)
 
 
 def test_a_killed_batch_goes_on(graded, tmp_path):

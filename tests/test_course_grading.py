@@ -14,7 +14,7 @@ import torch
 from test_course_sets import leaks
 
 from hitchhiker.cli import main
-from hitchhiker.course import at, build, code, examples, judge, source, values
+from hitchhiker.course import at, build, code, examples, judge, source, submission, values
 
 WHERE = Path(__file__).parent / "data" / "assignments"
 TINY = WHERE / "ps0_tiny.md"
@@ -229,8 +229,108 @@ def test_a_missing_name_says_why(problem):
         if "def total" in cell.source:
             cell.source = "1 / 0\n" + cell.source
     verdict = judge.judge(notebook, problem)
-    assert "answer_0_3 is not there, because cell" in messages(verdict)
-    assert "ZeroDivisionError" in messages(verdict)
+    why = "answer_0_3 is not there: ZeroDivisionError: division by zero (in your cell for 0.3, line 1: `1 / 0`)"
+    assert why in [o.message for o in verdict.outcomes]
+
+
+def test_an_error_shows_the_line_and_its_question(problem):
+    notebook = source.student(problem)
+    stub = cell_of(notebook, "stub", "0.1")
+    stub.source = "def expectation(f, rate):\n    return float(1/0)\nanswer_0_1 = ("
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("import os\nos._exit(7)"))
+    verdict = judge.judge(notebook, problem)
+    assert "SyntaxError: '(' was never closed (in your cell for 0.1, line 3: `answer_0_1 = (`)" in messages(verdict)
+    assert "that begins with `import os`" in messages(verdict)
+    stub.source = "def expectation(f, rate):\n    return float(1/0)"
+    verdict = judge.judge(notebook, problem)
+    where = "(in your cell for 0.1, line 2: `return float(1/0)`)"
+    assert f"expectation: ZeroDivisionError: division by zero {where}" in messages(verdict)
+    assert "cell 2" not in messages(verdict)
+
+
+def test_what_others_build_on_is_put_back(problem):
+    notebook = source.solved(problem)
+    notebook.cells = [c for c in notebook.cells if not source.tags(c) & submission.NEEDED]
+    verdict = judge.judge(notebook, problem)
+    assert verdict.total == FULL, messages(verdict)
+    assert [note.partition("`")[2].partition("`")[0] for note in verdict.notes] == [
+        'REPOSITORY = ""', "RATE = 3.0", "def readings():"
+    ]  # fmt: skip
+    emptied = source.solved(problem)
+    cell_of(emptied, "parameters", None).source = ""
+    cells, notes = submission.restored(emptied, problem)
+    assert [c.source for c in cells].count("RATE = 3.0\nSEED = 11") == len(notes) == 1
+    assert submission.restored(source.solved(problem), problem)[1] == []
+
+
+def cell_of(notebook: nbformat.NotebookNode, tag: str, question: str | None) -> nbformat.NotebookNode:
+    return next(c for c in notebook.cells if tag in source.tags(c) and c.metadata.get("question") == question)
+
+
+def text(content: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_markdown_cell(content)
+
+
+def split(cells: list, answer: nbformat.NotebookNode) -> None:
+    answer.source = "First half."
+    second = nbformat.from_dict(answer)
+    second.source = "Second half."
+    cells.insert(cells.index(answer) + 1, second)
+
+
+def below_code(cells: list, answer: nbformat.NotebookNode) -> None:
+    at = cells.index(answer)
+    cells[at + 1 : at + 1] = [text("First half."), nbformat.v4.new_code_cell("1"), text("Second half.")]
+
+
+def above(cells: list, answer: nbformat.NotebookNode) -> None:
+    at = cells.index(answer)
+    cells[at:at] = [text("First half."), text("### Part 2\nSecond half.")]
+
+
+def anew(cells: list, answer: nbformat.NotebookNode) -> None:
+    cells[cells.index(answer)] = text("First half.\n\nSecond half.")
+
+
+def into_the_question(cells: list, answer: nbformat.NotebookNode) -> None:
+    question = cells[cells.index(answer) - 2]
+    question.source = question.source.replace("2. Check", "First half.\n\n2. Check") + "\n\nSecond half."
+
+
+def without_metadata(cells: list, answer: nbformat.NotebookNode) -> None:
+    answer.source = "First half. Second half."
+    cells[cells.index(answer) - 2].source += " "
+    for cell in cells:
+        cell.metadata = nbformat.NotebookNode()
+
+
+@pytest.mark.parametrize("change", [split, below_code, above, anew, into_the_question, without_metadata])
+def test_a_written_answer_is_found_wherever_it_stands(change):
+    problem = source.load(source.find("ps1"))
+    notebook = source.student(problem)
+    assert submission.answers(notebook, problem) == {}
+    change(notebook.cells, cell_of(notebook, "answer", "1.4"))
+    notebook.cells = [nbformat.from_dict(c) for c in notebook.cells]
+    (found,) = submission.answers(notebook, problem).items()
+    assert found[0] == "1.4"
+    assert found[1].index("First half.") < found[1].index("Second half.")
+    assert "Show that" not in found[1]
+    assert "Your answer" not in found[1]
+
+
+def test_the_code_below_a_written_question_is_kept(problem):
+    notebook = source.solved(problem)
+    at = notebook.cells.index(cell_of(notebook, "open", "0.4"))
+    cells = ["print('tried', 3)\n1 / 0", "'x' * 50_000", "40 + 2", "40 + 3;"]
+    notebook.cells[at + 1 : at + 1] = [nbformat.v4.new_code_cell(code) for code in cells]
+    work = judge.judge(notebook, problem).work
+    assert list(work) == ["0.4"]
+    assert [part["code"] for part in work["0.4"]] == cells
+    first, second, third, fourth = (part["printed"] for part in work["0.4"])
+    assert (first, third, fourth) == ("tried 3\n", "42\n", "")
+    assert "more characters" in second
+    assert len(second) < 5000
+    assert "ZeroDivisionError" in work["0.4"][0]["error"]
 
 
 @pytest.mark.parametrize(
@@ -261,6 +361,6 @@ def test_the_audit_hook_alone_keeps_ordinary_python_inside(problem, monkeypatch,
 
     monkeypatch.setattr(sandbox, "bubblewrap", lambda: None)
     examples.folder(problem, tmp_path / "class")
-    notebook = judge.read(tmp_path / "class" / "jo_looks_around.ipynb")[0]
+    notebook = submission.read(tmp_path / "class" / "jo_looks_around.ipynb")[0]
     verdict = judge.judge(notebook, problem)
     assert (verdict.total, verdict.notes) == (FULL, []), messages(verdict)

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 
 from hitchhiker._files import write_atomically, write_json
 from hitchhiker.course import source
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def build(
-    names: Sequence[str] = (), variant: int = 0, out: Path = Path("course"), where: Path | None = None
+    names: Sequence[str] = (),
+    variant: int = 0,
+    out: Path = Path("course"),
+    where: Path | None = None,
+    outputs: bool = False,
 ) -> list[Path]:
-    """Build the named sets (all by default) into ``out/psN``; the folders that were written.
+    """Build the named sets (all by default) into ``out/psN``, or ``out/psN-variantV``; the folders that were written.
 
-    ``student/psN.ipynb`` is what to hand out, ``instructor/psN.ipynb`` has the solutions, rubrics and hidden tests,
-    ``autograder/psN.zip`` is what Gradescope wants (made by otter-grader), ``grading/`` the source and the variant's values.
+    ``student/psN.ipynb`` is what to hand out, ``instructor/psN.ipynb`` has the solutions, rubrics and hidden tests (and,
+    if ``outputs``, what they print and plot), ``autograder/psN.zip`` is what Gradescope wants (made by otter-grader),
+    ``grading/`` the source and the variant's values.
     """
-    written = []
+    written, home = [], address()
     for name in names or source.available(where):
         path = source.find(name, where)
         problem = source.load(path, variant)
-        folder = out / problem.name
-        for kind, notebook in (
-            ("student", source.student(problem, address())),
-            ("instructor", source.instructor(problem, address())),
-        ):
+        folder = out / f"{problem.name}{suffix(variant)}"
+        solutions = source.instructor(problem, home)
+        if outputs:
+            run(solutions)
+        for kind, notebook in (("student", source.student(problem, home)), ("instructor", solutions)):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             write_atomically(folder / kind / f"{problem.name}.ipynb", nbformat.writes(notebook) + "\n")
         (folder / "autograder").mkdir(exist_ok=True)
@@ -43,10 +53,49 @@ def build(
     return written
 
 
-def address() -> str | None:
-    """The repository's address, for the set-up cell in Colab and for Gradescope; None when it is not known."""
-    code = Path(__file__).resolve().parents[2] / "book" / "_ext" / "repository.py"
-    return runpy.run_path(str(code))["address"]() if code.exists() else None
+def run(notebook: NotebookNode) -> None:
+    """Fill in the outputs, by this Python."""
+    from nbclient import NotebookClient
+
+    with tempfile.TemporaryDirectory() as empty:
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": empty}}).execute()
+
+
+def suffix(variant: int) -> str:
+    """Variants other than 0 have folders of their own, so that none overwrites another."""
+    return f"-variant{variant}" if variant else ""
+
+
+def address(root: Path = ROOT) -> str | None:
+    """The repository's address, for the set-up cell in Colab and for Gradescope; None when it is not known.
+
+    It ends in ``@commit`` if this commit can be had there, so that what students install does not change under them.
+    """
+    code = ROOT / "book" / "_ext" / "repository.py"
+    if not code.exists():
+        return None
+    repository = runpy.run_path(str(code))
+    where = repository["address"](root)
+    if where is None:
+        return None
+    for line in _git(root, "config", "--get-regexp", r"^remote\..*\.url$"):
+        key, _, url = line.partition(" ")
+        name = key.removeprefix("remote.").removesuffix(".url")
+        held = _git(root, "branch", "-r", "--contains", "HEAD", "--list", f"{name}/*")
+        if held and repository["normalise"](url) == where:
+            return f"{where}@{_git(root, 'rev-parse', 'HEAD')[0]}"
+    return where
+
+
+def pinned(where: str) -> bool:
+    return re.search(r"@[0-9a-f]{40,}$", where) is not None
+
+
+def _git(root: Path, *arguments: str) -> list[str]:
+    try:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.splitlines()
+    except OSError:
+        return []
 
 
 OTTER_TEST = """\

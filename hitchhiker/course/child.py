@@ -7,6 +7,7 @@ against someone who attacks the interpreter itself.  The wall is bubblewrap, whe
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import json
@@ -81,7 +82,7 @@ def write(stream: Any, message: Any) -> None:
 def describe(error: BaseException) -> dict[str, Any]:
     """Type, message and, where the student's own code failed, the line."""
     try:
-        message = str(error)[:600]
+        message = str(error.msg if isinstance(error, SyntaxError) else error)[:600]
     except BaseException:
         message = ""
     trace, line, cell = error.__traceback__, None, None
@@ -126,7 +127,12 @@ class Student:
     def do_run(self, request: dict[str, Any]) -> None:
         name, source = f"<{request['name']}>", request["source"]
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-        exec(compile(source, name, "exec", dont_inherit=True), self.names)
+        tree = ast.parse(source, name)
+        shown: list[ast.stmt] = []  # as a notebook, show what the last line is worth
+        if tree.body and isinstance(tree.body[-1], ast.Expr) and not source.rstrip().endswith(";"):
+            shown.append(tree.body.pop())
+        exec(compile(tree, name, "exec", dont_inherit=True), self.names)
+        exec(compile(ast.Interactive(shown), name, "single", dont_inherit=True), self.names)
 
     def do_get(self, request: dict[str, Any]) -> Any:
         return self.names[request["name"]]

@@ -14,7 +14,7 @@ import io
 import json
 import math
 import os
-import stat
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -22,19 +22,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from nbformat import NotebookNode
 
-from hitchhiker.course import source, values
+from hitchhiker.course import source, submission, values
 from hitchhiker.course.sandbox import Failed, Process, Stopped
 
-LARGEST = 100_000_000  # bytes of a submitted file
-MOST_CELLS = 1000
 MOST_RESTARTS = 8
-
-
-class NotANotebook(ValueError):
-    """The submitted file cannot be read as a notebook; the message says why."""
+MOST_CODE, MOST_PRINTED, MOST_WORK = 8000, 4000, 30  # characters of a cell, of what it printed; cells a question
 
 
 @dataclass
@@ -58,6 +52,7 @@ class Verdict:
     outcomes: list[Outcome] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # about the whole notebook, for the student
     answers: dict[str, str] = field(default_factory=dict)  # written answers, as Markdown
+    work: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # the code below them, and what it printed
     seconds: float = 0.0
 
     def points(self, question: str) -> float:
@@ -102,13 +97,35 @@ def _reference(value: Any) -> dict[str, Any]:
     raise TypeError(f"a test passes plain data, tensors, arrays and code(…) to a student's function, not {value!r}")
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A cell to run: ``code`` is plain Python, ``text`` what the student wrote, without magics replaced."""
+
+    name: str
+    section: str
+    order: int
+    text: str
+    code: str
+    added: bool  # or changed
+
+    def where(self, line: Any = None) -> str:
+        """How a student finds it: ``in your cell for 1.6, line 2: `return 0` ``."""
+        lines = self.text.splitlines()
+        below = f"for {self.section}" if re.fullmatch(r"\d+\.\d+", self.section) else f"below “{self.section}”"
+        if isinstance(line, int) and 0 < line <= len(lines) and lines[line - 1].strip():
+            return f"in your cell {below}, line {line}: `{lines[line - 1].strip()[:100]}`"
+        return f"in your cell {below} that begins with `{submission.first_line(self.text)}`"
+
+
 class Run:
     """A submission's notebook, run once or, after a crash, again without the cell that crashed."""
 
-    def __init__(self, cells: list[tuple[str, str]], limits: dict[str, float]):
+    def __init__(self, cells: list[Cell], limits: dict[str, float]):
         self.cells, self.limits = cells, limits
+        self.named = {cell.name: cell for cell in cells}
         self.skipped: dict[str, str] = {}  # cell and why it is not run again
         self.errors: dict[str, str] = {}
+        self.printed: dict[str, str] = {}
         self.process: Process | None = None
         self.restarts, self.seed = 0, 0
         self.until = time.monotonic() + limits["total"]
@@ -124,21 +141,28 @@ class Run:
             self.restarts += 1
             self.errors = {}
             self.process = Process(self.limits)
-            for name, text in self.cells:
-                if name in self.skipped:
+            for cell in self.cells:
+                if cell.name in self.skipped:
                     continue
                 left = min(self.limits["cell"], self.until - time.monotonic())
                 if left <= 0:
-                    self.skipped[name] = "it was not run: the time for the whole notebook was used up"
+                    why = "it was not run: the time for the whole notebook was used up"
+                    self.skipped[cell.name] = f"{why} ({cell.where()})"
                     continue
                 try:
-                    self.process.ask(left, do="run", name=name, source=text)
+                    self.printed[cell.name] = self.process.ask(left, do="run", name=cell.name, source=cell.code)[1]
                 except Failed as error:
-                    self.errors[name] = str(error)
+                    self.printed[cell.name] = error.text
+                    self.errors[cell.name] = self.say(error, cell)
                 except Stopped as error:
-                    self.skipped[name] = str(error)
+                    self.skipped[cell.name] = f"{error} ({cell.where()})"
                     break
         return self.process
+
+    def say(self, error: Failed, cell: Cell | None = None) -> str:
+        """The error, and where in the notebook it came from."""
+        cell = self.named.get(str(error.error["cell"]), cell)
+        return str(error) if cell is None else f"{error} ({cell.where(error.error['line'])})"
 
     def next_seed(self) -> int:
         self.seed += 1
@@ -151,7 +175,7 @@ class Run:
         try:
             tree, _ = self.process.ask(left, **request)
         except Failed as error:
-            raise Problem(f"{label}: {error}") from None
+            raise Problem(f"{label}: {self.say(error)}") from None
         except Stopped as error:
             self.deadly[label] = str(error)
             raise Problem(f"{label}: {error}") from None
@@ -170,7 +194,7 @@ class Run:
                 found[name] = values.decode(tree, functools.partial(Proxy, self, name))
             except Failed as error:
                 if error.error["type"] != "KeyError":
-                    raise Problem(f"{name}: {error}") from None
+                    raise Problem(f"{name}: {self.say(error)}") from None
             except (ValueError, TypeError, KeyError, LookupError, OverflowError) as error:
                 raise Problem(f"{name} cannot be read ({error})") from None
         return found
@@ -184,48 +208,6 @@ class Problem(Exception):
     """Something that the student should read: the code raised, stopped, or gave what cannot be read."""
 
 
-def read(path: Path) -> tuple[NotebookNode, list[str]]:
-    """The notebook in a submitted file, and notes for the student.  :class:`NotANotebook` says why it cannot be read."""
-    notes = []
-    try:
-        about = os.lstat(path)
-    except OSError as error:
-        raise NotANotebook(f"the file cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(about.st_mode):
-        raise NotANotebook("the file is a link or no ordinary file; hand in the notebook itself")
-    if about.st_size > LARGEST:
-        raise NotANotebook(
-            f"the file has {about.st_size / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f} MB; "
-            "clear the outputs (Edit, Clear all outputs) and hand it in again"
-        )
-    if about.st_size > 10_000_000:
-        notes.append(
-            f"The file has {about.st_size / 1e6:.0f} MB. Its stored outputs were left aside; please clear them."
-        )
-    try:
-        raw = json.loads(path.read_bytes())
-        if not isinstance(raw, dict) or not isinstance(raw.get("cells"), list):
-            raise NotANotebook("the file is not a Jupyter notebook (version 4): it has no cells")
-        cells = []
-        for number, cell in enumerate(raw["cells"][:MOST_CELLS]):
-            text = cell.get("source", "")
-            text = "".join(text) if isinstance(text, list) else str(text)
-            make = nbformat.v4.new_code_cell if cell.get("cell_type") == "code" else nbformat.v4.new_markdown_cell
-            new = make(text)
-            metadata = cell.get("metadata")
-            new.metadata = NotebookNode(metadata if isinstance(metadata, dict) else {})
-            new.id = f"cell-{number + 1}"
-            cells.append(new)
-    except (ValueError, RecursionError, TypeError, AttributeError) as error:
-        if isinstance(error, NotANotebook):
-            raise
-        raise NotANotebook(f"the file does not parse as a notebook ({type(error).__name__}: {error})"[:300]) from error
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    metadata = raw.get("metadata")
-    notebook.metadata = NotebookNode(metadata if isinstance(metadata, dict) else {})
-    return notebook, notes
-
-
 def judge(notebook: NotebookNode, problem: source.ProblemSet, limits: Mapping[str, float] | None = None) -> Verdict:
     """Run a notebook and every test of its problem set.
 
@@ -234,20 +216,22 @@ def judge(notebook: NotebookNode, problem: source.ProblemSet, limits: Mapping[st
     began = time.monotonic()
     verdict = Verdict(problem.name, problem.variant)
     allowed = {**problem.limits, **(limits or {})}
-    cells = _code(notebook, problem)
-    stated = notebook.metadata.get("hitchhiker")
-    if isinstance(stated, dict) and (stated.get("set"), stated.get("variant")) != (problem.name, problem.variant):
+    says = submission.stated(notebook)
+    if says and says != (problem.name, problem.variant):
         verdict.notes.append(
-            f"This notebook says that it is {stated.get('set')}, variant {stated.get('variant')}; "
+            f"This notebook says that it is {says[0]}, variant {says[1]}; "
             f"it was graded as {problem.name}, variant {problem.variant}."[:300]
         )
-    verdict.answers = _answers(notebook)
+    verdict.answers = submission.answers(notebook, problem)
+    whole, notes = submission.restored(notebook, problem)
+    verdict.notes += notes
+    cells = _code(whole, problem)
     run = Run(cells, allowed)
     try:
         scope = _scope(problem)
         wanted = {t: _wanted(t.code, scope) for q in problem.questions.values() for t in q.tests}
         everything = set().union(*wanted.values()) if wanted else set()
-        ordered = _in_order(notebook, cells)
+        ordered = sorted(cells, key=lambda cell: cell.order)
         if ordered != cells and len(_found(run, everything)) < len(everything):
             again = Run(ordered, allowed)
             if len(_found(again, everything)) > len(_found(run, everything)):
@@ -262,8 +246,9 @@ def judge(notebook: NotebookNode, problem: source.ProblemSet, limits: Mapping[st
                         test.question, test.name, test.hidden, test.points, 0.0 if message else test.points, message
                     )
                 )
-        verdict.notes += [f"{name.capitalize()} was left out: {why}." for name, why in run.skipped.items()]
-        verdict.notes += [f"{name.capitalize()} failed: {why}" for name, why in list(run.errors.items())[:20]]
+        verdict.notes += [f"A cell was left out: {why}." for why in run.skipped.values()]
+        verdict.notes += [f"A cell failed: {why}" for why in list(run.errors.values())[:20]]
+        verdict.work = _work(run, problem)
     finally:
         run.close()
     verdict.seconds = round(time.monotonic() - began, 2)
@@ -277,51 +262,39 @@ def _found(run: Run, names: set[str]) -> set[str]:
         return set()
 
 
-def _code(notebook: NotebookNode, problem: source.ProblemSet) -> list[tuple[str, str]]:
-    """(name, Python) of the cells to run; tests that are still as they were handed out are not run twice."""
+def _code(cells: list[NotebookNode], problem: source.ProblemSet) -> list[Cell]:
+    """The cells to run; tests that are still as they were handed out are not run twice."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     tests = {t.code.strip() for q in problem.questions.values() for t in q.tests}
-    cells = []
-    for number, cell in enumerate(notebook.cells, 1):
+    found = []
+    for number, (cell, place) in enumerate(zip(cells, submission.places(cells, problem), strict=True), 1):
         if cell.cell_type != "code" or not cell.source.strip() or cell.source.strip() in tests:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                text = TransformerManager().transform_cell(cell.source)
+                code = TransformerManager().transform_cell(cell.source)
             except Exception:
-                text = cell.source  # does not parse: the cell itself will say so
-        cells.append((f"cell {number}", text))
-    return cells
+                code = cell.source  # does not parse: the cell itself will say so
+        added = place.original is None or place.original.source.strip() != cell.source.strip()
+        found.append(Cell(f"cell {number}", place.section, place.order, cell.source, code, added))
+    return found
 
 
-def _in_order(notebook: NotebookNode, cells: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The cells in the order in which they were handed out; a new one stays behind the one above it."""
-    homes, place = {}, -1
-    for number, cell in enumerate(notebook.cells, 1):
-        about = cell.metadata.get("hitchhiker")
-        home = about.get("cell") if isinstance(about, dict) else None
-        place = home if isinstance(home, int) else place
-        homes[f"cell {number}"] = place
-    return sorted(cells, key=lambda cell: homes[cell[0]])
+def _work(run: Run, problem: source.ProblemSet) -> dict[str, list[dict[str, str]]]:
+    """The student's code below questions that a person grades, and what it printed here."""
+    work: dict[str, list[dict[str, str]]] = {}
+    for cell in run.cells:
+        if cell.added and submission.by_hand(problem, cell.section):
+            why = run.errors.get(cell.name) or run.skipped.get(cell.name, "")
+            parts = {"code": _cut(cell.text, MOST_CODE), "printed": _cut(run.printed.get(cell.name, ""), MOST_PRINTED)}
+            work.setdefault(cell.section, []).append(parts | {"error": why})
+    return {number: cells[:MOST_WORK] for number, cells in work.items()}
 
 
-def _answers(notebook: NotebookNode) -> dict[str, str]:
-    """The written answers: the cell that says so, and every text cell that the student added below it."""
-    answers: dict[str, str] = {}
-    current = None
-    for cell in notebook.cells:
-        names = cell.metadata.get("tags")
-        names = names if isinstance(names, list) else []
-        if "answer" in names or ("solution" in names and cell.cell_type == "markdown"):
-            current = str(cell.metadata.get("question"))
-            answers[current] = cell.source
-        elif cell.cell_type == "markdown" and current and "hitchhiker" not in cell.metadata:
-            answers[current] += "\n\n" + cell.source
-        else:
-            current = None
-    return answers
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}\n… and {len(text) - most} more characters"
 
 
 def _scope(problem: source.ProblemSet) -> dict[str, Any]:
@@ -402,9 +375,9 @@ def _try(test: source.Test, run: Run, scope: Mapping[str, Any], wanted: set[str]
 def _missing(name: str, run: Run) -> str:
     """Why a name is not there: the cell that should make it raised, was left out, or is gone."""
     for why in (run.errors, run.skipped):
-        for cell, text in run.cells:
-            if cell in why and _makes(text, name):
-                return f"{name} is not there, because {cell} failed: {why[cell]}"
+        for cell in run.cells:
+            if cell.name in why and _makes(cell.code, name):
+                return f"{name} is not there: {why[cell.name]}"
     return f"{name} is not defined in your notebook: was a cell deleted or renamed?"
 
 
@@ -423,15 +396,19 @@ def _makes(text: str, name: str) -> bool:
 def judge_file(path: Path, problem: source.ProblemSet, limits: Mapping[str, float] | None = None) -> Verdict:
     """:func:`judge` for a submitted file; one that is no notebook gets no points and a message."""
     try:
-        notebook, notes = read(path)
-    except NotANotebook as error:
-        nothing = Verdict(problem.name, problem.variant, notes=[f"This was not graded: {error}."])
-        tests = (t for q in problem.questions.values() for t in q.tests)
-        nothing.outcomes = [Outcome(t.question, t.name, t.hidden, t.points, 0.0, "not graded") for t in tests]
-        return nothing
+        notebook, notes = submission.read(path)
+    except submission.NotANotebook as error:
+        return ungraded(problem, f"This was not graded: {error}.")
     verdict = judge(notebook, problem, limits)
     verdict.notes = notes + verdict.notes
     return verdict
+
+
+def ungraded(problem: source.ProblemSet, note: str) -> Verdict:
+    """No points, and why."""
+    tests = [t for q in problem.questions.values() for t in q.tests]
+    outcomes = [Outcome(t.question, t.name, t.hidden, t.points, 0.0, "not graded") for t in tests]
+    return Verdict(problem.name, problem.variant, outcomes, [note])
 
 
 def main() -> None:

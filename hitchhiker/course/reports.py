@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections import Counter
@@ -9,6 +10,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 from urllib.parse import quote
+
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from hitchhiker.course import source
 
@@ -23,6 +27,9 @@ h1 { font-size: 1.5rem; line-height: 1.2; margin-bottom: .2rem } h2 { font-size:
 ul.tests { list-style: none; padding: 0 } ul.tests li { border-top: 1px solid var(--line); padding: .35rem 0 }
 .right { color: var(--right) } .wrong { color: var(--wrong) }
 pre { white-space: pre-wrap; background: var(--soft); padding: .6rem .8rem; font: inherit; margin: .4rem 0 }
+pre.code, .text code { font-family: ui-monospace, monospace; font-size: .85em }
+pre.code { max-height: 30rem; overflow: auto } .text { background: var(--soft); padding: .1rem .8rem; overflow-x: auto }
+.math.block { text-align: center; margin: .5rem 0 } .math.block code { white-space: pre-wrap }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; border-top: 1px solid var(--line); padding: .3rem .5rem }
 th { overflow-wrap: normal }
@@ -47,49 +54,89 @@ def _page(title: str, body: list[str]) -> str:
     )
 
 
-def feedback(problem: source.ProblemSet, student: str, result: Result, scores: Mapping[str, float]) -> str:
-    """One student's page: what passed, what failed and why, the written answers beside their rubric."""
-    earned = points(result)
-    coding = [q for q in problem.questions.values() if q.kind == "coding"]
-    by_hand = [q for q in problem.questions.values() if q.kind != "coding"]
-    got, most = sum(earned.values()), sum(q.points for q in coding)
+@functools.cache
+def _parser() -> MarkdownIt:
+    """CommonMark with tables and formulas; HTML stays text, and nothing is loaded from anywhere."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.use(dollarmath_plugin, allow_digits=False, renderer=lambda text, _: f"<code>{escape(text.strip())}</code>")
+    parser.add_render_rule("image", lambda *_: "<em>(a picture: see the notebook)</em>")
+    return parser
+
+
+def markdown(text: str) -> str:
+    """Markdown that somebody wrote, as HTML that is safe to show; formulas stay as they were typed."""
+    return f'<div class="text">{_parser().render(text)}</div>'
+
+
+def feedback(
+    problem: source.ProblemSet,
+    student: str,
+    result: Result,
+    marks: tuple[Mapping[str, float], Mapping[str, str]] = ({}, {}),
+    notebook: str | None = None,
+) -> str:
+    """One student's page: what passed, what failed and why, the written answers beside their rubric.
+
+    ``marks`` are points and comments of the written questions, ``notebook`` the way from the page to the notebook.
+    """
+    given, comments = marks
     body = [
         f"<h1>{escape(problem.title)}</h1>",
         f"<p>{escape(student)} · {escape(problem.name)}, variant {problem.variant}</p>",
+        _totals(problem, points(result), given),
+        *(f'<p class="note">{escape(note)}</p>' for note in result["notes"]),
     ]
-    body.append(f'<p class="score"><strong>{got:g} of {most:g}</strong> points for code')
-    if scores:
-        body[-1] += (
-            f", <strong>{sum(scores.values()):g} of {sum(q.points for q in by_hand):g}</strong> for written answers"
-        )
-    elif by_hand:
-        body[-1] += f"; the written answers ({sum(q.points for q in by_hand):g} points) are read by a person"
-    body[-1] += "</p>"
-    body += [f'<p class="note">{escape(note)}</p>' for note in result["notes"]]
     for question in problem.questions.values():
         if question.kind == "coding":
-            body.append(
-                f"<h2>{escape(question.number)} · {earned.get(question.number, 0):g} of {question.points:g}</h2>"
-            )
-            body.append('<ul class="tests">')
-            for outcome in (o for o in result["outcomes"] if o["question"] == question.number):
-                passed = not outcome["message"]
-                mark = '<span class="right">✓ passed</span>' if passed else '<span class="wrong">✗ failed</span>'
-                body.append(f"<li>{mark} · {escape(outcome['name'])}, {outcome['points']:g} points")
-                body[-1] += "</li>" if passed else f"<pre>{escape(outcome['message'])}</pre></li>"
-            body.append("</ul>")
+            body += _coding(question, result)
         else:
-            got_it = f"{scores[question.number]:g}" if question.number in scores else "—"
-            kind = "written" if question.kind == "written" else "open"
-            body.append(f"<h2>{escape(question.number)} · {kind} · {got_it} of {question.points:g}</h2>")
-            answer = result["answers"].get(question.number, "").strip()
-            empty = not answer or answer == f"*Your answer to {question.number}.*"
-            body.append(
-                "<p>No answer was found.</p>" if empty else f"<p>Your answer</p><pre>{escape(answer[:20_000])}</pre>"
-            )
-            body.append(f"<p>How it is graded</p><pre>{escape(question.rubric)}</pre>")
-    body.append(f"<footer>Your notebook ran for {result['seconds']:.0f} seconds. Hidden tests are not shown.</footer>")
+            body += _by_hand(question, result, given.get(question.number), comments.get(question.number))
+    link = f' <a href="{escape(quote(notebook))}">The notebook that was graded.</a>' if notebook else ""
+    seconds = f"Your notebook ran for {result['seconds']:.0f} seconds. Hidden tests are not shown."
+    body.append(f"<footer>{seconds}{link}</footer>")
     return _page(f"{problem.name}: {student}", body)
+
+
+def _totals(problem: source.ProblemSet, earned: Mapping[str, float], given: Mapping[str, float]) -> str:
+    coding = sum(q.points for q in problem.questions.values() if q.kind == "coding")
+    by_hand = sum(q.points for q in problem.questions.values() if q.kind != "coding")
+    got, marked = sum(earned.values()), sum(given.values())
+    text = f"<strong>{got + marked:g} of {coding + by_hand:g} in all</strong>: {got:g} of {coding:g} for code"
+    if given:
+        text += f", {marked:g} of {by_hand:g} for written answers"
+    if waiting := sum(q.points for q in problem.questions.values() if q.kind != "coding" and q.number not in given):
+        text += f"; {waiting:g} points wait for a person who reads the answers"
+    return f'<p class="score">{text}</p>'
+
+
+def _head(question: source.Question, kind: str, got: str) -> str:
+    parts = [f"{question.number} {question.title}".strip(), kind, f"{got} of {question.points:g}"]
+    return f"<h2>{escape(' · '.join(filter(None, parts)))}</h2>"
+
+
+def _coding(question: source.Question, result: Result) -> list[str]:
+    body = [_head(question, "", f"{points(result).get(question.number, 0):g}"), '<ul class="tests">']
+    for outcome in (o for o in result["outcomes"] if o["question"] == question.number):
+        passed = not outcome["message"]
+        mark = '<span class="right">✓ passed</span>' if passed else '<span class="wrong">✗ failed</span>'
+        body.append(f"<li>{mark} · {escape(outcome['name'])}, {outcome['points']:g} points")
+        body[-1] += "</li>" if passed else f"<pre>{escape(outcome['message'])}</pre></li>"
+    return [*body, "</ul>"]
+
+
+def _by_hand(question: source.Question, result: Result, got: float | None, comment: str | None) -> list[str]:
+    body = [_head(question, question.kind, "—" if got is None else f"{got:g}")]
+    answer = result["answers"].get(question.number, "")
+    body.append(f"<p>Your answer</p>{markdown(answer[:20_000])}" if answer else "<p>No answer was found.</p>")
+    for part in result.get("work", {}).get(question.number, []):
+        body.append(f'<p>Your code</p><pre class="code">{escape(part["code"])}</pre>')
+        if part["printed"].strip():
+            body.append(f'<p>It printed, when it was graded,</p><pre class="code">{escape(part["printed"])}</pre>')
+        if part["error"]:
+            body.append(f'<p class="note">{escape(part["error"])}</p>')
+    if comment:
+        body.append(f"<p>Comment</p>{markdown(comment)}")
+    return [*body, f"<p>How it is graded</p>{markdown(question.rubric)}"]
 
 
 def summary(
@@ -115,17 +162,19 @@ def summary(
     body.append("<h2>Students</h2>")
     heads = "".join(f'<th class="number">{escape(q.number)}</th>' for q in coding)
     body.append(
-        f'<div class="wide"><table><tr><th>name</th>{heads}<th class="number">code</th><th class="number">written</th></tr>'
+        f'<div class="wide"><table><tr><th>name</th>{heads}<th class="number">code</th><th class="number">written</th>'
+        '<th class="number">total</th></tr>'
     )
     for student, result in results.items():
         earned = points(result)
         cells = "".join(f'<td class="number">{earned.get(q.number, 0):g}</td>' for q in coding)
         given = f"{sum(scores[student].values()):g}" if scores.get(student) else "—"
+        total = sum(earned.values()) + sum(scores.get(student, {}).values())
         link = f'<a href="feedback/{quote(student)}.html">{escape(student)}</a>'
         notes = f"<br><small>{escape(result['notes'][0][:160])}</small>" if result["notes"] else ""
         body.append(
             f'<tr><td>{link}{notes}</td>{cells}<td class="number">{sum(earned.values()):g}</td>'
-            f'<td class="number">{given}</td></tr>'
+            f'<td class="number">{given}</td><td class="number">{total:g}</td></tr>'
         )
     body.append("</table></div>")
     return _page(f"{problem.name}: the class", body)
@@ -137,7 +186,7 @@ def _kind(message: str) -> str:
         return ""
     if "NotImplementedError" in message or "still three dots" in message:
         return "not attempted"
-    return re.sub(r" \(line \d+ of [^)]*\)|, because cell \d+ failed", "", message).split("\n")[0][:200]
+    return re.sub(r" \(in your cell .*", "", message.split("\n")[0])[:200]
 
 
 def _plot(problem: source.ProblemSet, results: Mapping[str, Result]) -> str:

@@ -36,12 +36,12 @@ class Stopped(Exception):
 
 
 class Failed(Exception):
-    """The student's code raised: ``.error`` has type, message, line and cell."""
+    """The student's code raised: ``.error`` has type, message, line and cell, ``.text`` what it printed before."""
 
-    def __init__(self, error: dict[str, Any]):
+    def __init__(self, error: dict[str, Any], text: str = ""):
         self.error = {name: error.get(name) for name in ("type", "message", "line", "cell")}
-        where = f" (line {error['line']} of {error['cell']})" if error.get("line") and error.get("cell") else ""
-        super().__init__(f"{error.get('type')}: {error.get('message')}"[:700] + where)
+        self.text = text
+        super().__init__(f"{error.get('type')}: {error.get('message')}"[:700])
 
 
 @functools.cache
@@ -176,9 +176,7 @@ class Process:
         text = str(reply.get("text", ""))[: 2 * 20_000]
         error = reply.get("error")
         if isinstance(error, dict):
-            failure = Failed(error)
-            failure.text = text  # type: ignore[attr-defined]
-            raise failure
+            raise Failed(error, text)
         return reply.get("value"), text
 
     def _send(self, message: Any) -> None:

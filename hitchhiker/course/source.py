@@ -46,6 +46,7 @@ class Question:
     points: float
     tests: tuple[Test, ...] = ()
     rubric: str = ""
+    title: str = ""
     varies: bool = True  # another variant's solution must fail it
 
 
@@ -118,6 +119,12 @@ def draw(choices: Mapping[str, list[Any]], variant: int) -> dict[str, Any]:
     return drawn
 
 
+def repeated(problem: ProblemSet) -> list[str]:
+    """Names of the values that an earlier variant has too, because their list is shorter."""
+    lists = problem.meta.get("variants", {})
+    return [name for name, values in lists.items() if problem.variant >= len(values)]
+
+
 def load(path: Path, variant: int = 0) -> ProblemSet:
     """Read a source and fill in a variant; a mistake in it is a ``ValueError`` that names file, question and remedy."""
     if not isinstance(variant, int) or variant < 0:
@@ -179,10 +186,12 @@ def _questions(file: str, cells: list[NotebookNode]) -> dict[str, Question]:
             _fail(file, f"question {number} has two cells tagged {kind}")
         else:
             parts[kind] = cell
+    text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
+    titles = dict(re.findall(r"^#+ (\S+) (.+?)(?: \([^)]*\))?$", text, re.M))
     questions = {}
     for number, parts in found.items():
-        text = parts.get("written") or parts.get("open")
-        if text:
+        asked, title = parts.get("written") or parts.get("open"), titles.get(number, "")
+        if asked:
             needed = {"solution", "rubric"}
         else:
             needed = {"stub", "program"}
@@ -190,13 +199,13 @@ def _questions(file: str, cells: list[NotebookNode]) -> dict[str, Question]:
                 _fail(file, f"coding question {number} needs at least one public-test and one hidden-test")
         for kind in sorted(needed - set(parts)):
             _fail(file, f"question {number} has no {'solution' if kind == 'program' else kind} cell")
-        if text:
-            kind, points = "written" if "written" in parts else "open", float(text.metadata.get("points", 0))
-            questions[number] = Question(number, kind, points, rubric=parts["rubric"].source)
+        if asked:
+            kind, points = "written" if "written" in parts else "open", float(asked.metadata.get("points", 0))
+            questions[number] = Question(number, kind, points, (), parts["rubric"].source, title)
         else:
             tests = tuple(parts["tests"])
             varies = bool(parts["stub"].metadata.get("varies", True))
-            questions[number] = Question(number, "coding", sum(t.points for t in tests), tests, varies=varies)
+            questions[number] = Question(number, "coding", sum(t.points for t in tests), tests, "", title, varies)
     return questions
 
 
