@@ -219,6 +219,7 @@ ANSWERS = [
     ("ps4", "1.1", "", ("(rate @ Phi.T - x) @ Phi + d", "rate @ Phi.T @ Phi - 2 * Phi.T @ x + d"), "gradient: RuntimeError"),
     ("ps4", "1.1", "", ("return rate * (2", "return -rate * (2"), "a small step against it must lower E f"),
     ("ps4", "2.1", "1.1", ("(c - 1) * x @ Phi", "(c - 1) * Phi.T @ x"), "bias: RuntimeError"),
+    ("ps5", "1.2", "1.1", ("error = error - (1 - v)", "error = error + (1 - v)"), "runs['biased']"),
     ("ps5", "2.1", "", ("return float(f.deficit * tau), float(noise)", "return torch.tensor([f.deficit * tau, noise])"), ""),
     ("ps5", "2.1", "", (" * (1 - tau * s)).square()", ").square()"), "the weight (1 - τs) is missing"),
     ("ps6", "1.1", "", NUMPY_BELIEF, ""),
