@@ -297,14 +297,24 @@ def into_the_question(cells: list, answer: nbformat.NotebookNode) -> None:
     question.source = question.source.replace("2. Check", "First half.\n\n2. Check") + "\n\nSecond half."
 
 
+def below_a_copy_of_another_stub(cells: list, answer: nbformat.NotebookNode) -> None:
+    answer.source = "First half."
+    copy = nbformat.from_dict(next(c for c in cells if "stub" in source.tags(c)))
+    copy.source = "log_joint(2.0)"
+    at = cells.index(answer) + 1
+    cells[at:at] = [copy, text("Second half.")]
+
+
 def without_metadata(cells: list, answer: nbformat.NotebookNode) -> None:
-    answer.source = "First half. Second half."
-    cells[cells.index(answer) - 2].source += " "
+    answer.source = "Second half."
+    cells[cells.index(answer) - 2].source += "\n\nFirst half."
     for cell in cells:
         cell.metadata = nbformat.NotebookNode()
 
 
-@pytest.mark.parametrize("change", [split, below_code, above, anew, into_the_question, without_metadata])
+@pytest.mark.parametrize(
+    "change", [split, below_code, above, anew, into_the_question, below_a_copy_of_another_stub, without_metadata]
+)
 def test_a_written_answer_is_found_wherever_it_stands(change):
     problem = source.load(source.find("ps1"))
     notebook = source.student(problem)
@@ -331,6 +341,16 @@ def test_the_code_below_a_written_question_is_kept(problem):
     assert "more characters" in second
     assert len(second) < 5000
     assert "ZeroDivisionError" in work["0.4"][0]["error"]
+
+
+def test_code_that_was_handed_out_is_not_shown_as_the_students():
+    problem = source.load(source.find("ps1"))
+    notebook = source.student(problem)
+    run = judge.Run(judge._code(notebook.cells, problem), problem.limits)  # which is not started
+    assert judge._work(run, problem) == {}
+    next(c for c in notebook.cells if c.source.startswith("# 1.8")).source += "\nprint(3000)"
+    run = judge.Run(judge._code(notebook.cells, problem), problem.limits)
+    assert list(judge._work(run, problem)) == ["1.8"]
 
 
 @pytest.mark.parametrize(

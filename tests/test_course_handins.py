@@ -259,7 +259,21 @@ def test_no_variant_overwrites_another_and_repeats_are_said(tmp_path, monkeypatc
 @pytest.mark.slow
 def test_the_instructor_notebook_can_show_its_results(problem, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "autograder", lambda *_: None)
+    monkeypatch.setenv("PYTHONPATH", ".")
     (folder,) = build.build(["ps0"], out=tmp_path, where=WHERE, outputs=True)
     notebook = nbformat.read(folder / "instructor" / "ps0.ipynb", 4)
-    code = [c for c in notebook.cells if c.cell_type == "code"]
-    assert all(c.execution_count for c in code)
+    assert all(c.execution_count for c in notebook.cells if c.cell_type == "code")
+    next(c for c in notebook.cells if c.cell_type == "code").source = "1 / 0"
+    with pytest.raises(ValueError, match="fails: ZeroDivisionError: division by zero"):
+        build.run(notebook)
+
+
+def test_the_page_for_instructors_knows_lists_and_first_questions():
+    text = (Path(__file__).parents[1] / "book" / "instructors.md").read_text(encoding="utf-8")
+    sets = [source.load(path) for path in source.available().values()]
+    lengths = [len(values) for problem in sets for values in problem.meta["variants"].values()]
+    assert (min(lengths), max(lengths)) == (3, 7)
+    assert "three to seven values each" in text
+    first = [(q.number, q.kind) for q in source.load(source.find("ps4")).questions.values()][:3]
+    assert first == [("1.1", "coding"), ("1.2", "written"), ("2.1", "coding")]
+    assert "questions 1.1, 1.2 (written) and 2.1 of set 4" in text

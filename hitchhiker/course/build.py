@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shutil
@@ -54,11 +55,17 @@ def build(
 
 
 def run(notebook: NotebookNode) -> None:
-    """Fill in the outputs, by this Python."""
+    """Fill in the outputs.  A cell that fails is a ``ValueError``."""
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
 
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     with tempfile.TemporaryDirectory() as empty:
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": empty}}).execute()
+        client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": empty}})
+        try:
+            client.execute(env=found)
+        except CellExecutionError as error:
+            raise ValueError(f"the instructor notebook fails: {error.ename}: {error.evalue}") from error
 
 
 def suffix(variant: int) -> str:

@@ -125,7 +125,7 @@ def _fingerprint(file: Path, path: Path, variant: int, limits: Mapping[str, floa
     settings = json.dumps([FORMAT, variant, dict(limits)], sort_keys=True)
     total = hashlib.sha256(path.read_bytes() + settings.encode())
     about = os.lstat(file)
-    if file.is_symlink() or not file.is_file() or about.st_size > LARGEST:
+    if file.is_symlink() or not file.is_file() or about.st_size > LARGEST or not os.access(file, os.R_OK):
         total.update(repr((about.st_mode, about.st_size, about.st_mtime_ns)).encode())
     else:
         total.update(file.read_bytes())
