@@ -28,6 +28,7 @@ estimator                 bias                                        cost besid
 
 from __future__ import annotations
 
+import inspect
 import math
 import weakref
 from collections.abc import Callable
@@ -48,8 +49,12 @@ Integrand = Callable[[Tensor], Tensor]
 
 
 def _evaluate(f: Integrand, z: Tensor, q: Distribution) -> tuple[Tensor, int]:
-    """f(z) and the number of trailing latent axes that f sums over; a wrong shape is a ``ValueError``."""
+    """f(z) and the number of trailing latent axes that f sums over; what is no tensor of losses is a ``ValueError``."""
     loss = f(z)
+    if not isinstance(loss, Tensor) or loss.is_complex():
+        raise ValueError(f"f must return a real tensor of losses, got {type(loss).__name__}")
+    if not loss.is_floating_point():  # counts or flags are losses too
+        loss = loss.to(z.dtype)
     expected = z.shape[: loss.dim()]
     if loss.dim() < 1 or loss.shape != expected:
         raise ValueError(
@@ -60,8 +65,8 @@ def _evaluate(f: Integrand, z: Tensor, q: Distribution) -> tuple[Tensor, int]:
 
 
 def _connected(loss: Tensor, z: Tensor, axes: int) -> Tensor:
-    """``loss`` on the graph of ``z`` even if f is constant: then its gradient is zero, not missing."""
-    return loss if loss.requires_grad else loss + 0 * _sum_trailing(z - z.detach(), axes)
+    """``loss`` on the graph of ``z`` even where f does not depend on it: then its gradient is zero, not missing."""
+    return loss + 0 * _sum_trailing(z - z.detach(), axes)
 
 
 def _sum_trailing(x: Tensor, axes: int) -> Tensor:
@@ -135,7 +140,20 @@ class MovingAverage:
         self._norm = (1 - self.weight) * self._norm + self.weight
 
 
-_averages: weakref.WeakKeyDictionary[Any, MovingAverage] = weakref.WeakKeyDictionary()
+_averages: weakref.WeakKeyDictionary[Any, dict[Any, MovingAverage]] = weakref.WeakKeyDictionary()
+
+
+def _average_of(f: Integrand) -> MovingAverage:
+    """The average that lives as long as ``f``, or, for a method, as long as its object."""
+    owner, method = (f.__self__, f.__func__) if inspect.ismethod(f) else (f, None)
+    try:
+        return _averages.setdefault(owner, {}).setdefault(method, MovingAverage())
+    except TypeError as error:
+        raise ValueError(
+            f"baseline must be a MovingAverage for an f of type {type(owner).__name__}, which cannot be remembered ({error})"
+        ) from error
+
+
 BASELINES = (None, "moving_average", "batch_mean", "leave_one_out")
 
 
@@ -149,8 +167,8 @@ def score_function(
     ``baseline``:
 
     - ``None``: unbiased, noisiest.
-    - ``"moving_average"``: earlier losses only, unbiased. The average lives as long as the object ``f``; in a training
-      loop that makes a new ``f`` each step pass one :class:`MovingAverage` instead.
+    - ``"moving_average"``: earlier losses only, unbiased. The average lives as long as ``f`` (or a method's
+      object); in a training loop that makes a new ``f`` each step pass one :class:`MovingAverage` instead.
     - ``"batch_mean"``: the mean of all S·lead losses, own one included: the gradient shrinks by 1 - 1/n, n = S·|lead|.
     - ``"leave_one_out"``: the mean of the *other* S - 1 losses of the same item; with S = 1, of the other items. Unbiased.
       Needs at least two losses (``ValueError``).
@@ -180,7 +198,7 @@ def _baseline(baseline: str | MovingAverage | None, loss: Tensor, f: Integrand) 
     if baseline is None:
         return 0.0
     if baseline == "moving_average":
-        baseline = _averages.setdefault(f, MovingAverage())
+        baseline = _average_of(f)
     if isinstance(baseline, MovingAverage):
         value = baseline.value
         baseline.update(loss)
@@ -235,7 +253,7 @@ def difference(
     loss, axes = _evaluate(f, z, q)
     if axes == 0:
         with torch.no_grad():
-            gradient = (f(z + 1) - loss).mean(dim=0)
+            gradient = (_evaluate(f, z + 1, q)[0] - loss).mean(dim=0)
         return _attach(loss.mean(dim=0), gradient, q, 0)
     with torch.no_grad():
         latents = z.shape[z.dim() - axes :]
@@ -248,7 +266,7 @@ def difference(
         for k in chosen:
             step = torch.zeros(size, dtype=z.dtype, device=z.device)
             step[k] = 1
-            gradient[..., k] = scale * (f(z + step.view(latents)) - loss).mean(dim=0)
+            gradient[..., k] = scale * (_evaluate(f, z + step.view(latents), q)[0] - loss).mean(dim=0)
     return _attach(loss.mean(dim=0), gradient.view(z.shape[1:]), q, axes)
 
 
@@ -318,7 +336,7 @@ def moment_matched(f: Integrand, q: EATPoisson, num_samples: int = 1) -> Float[T
     """Pathwise EAT with the lost variance put back: z' = z + √(λ(1 - v))·ε, ε ~ N(0, 1).
 
     z' has the Poisson mean and variance, hence an exactly unbiased gradient for every quadratic f, at every τ at which
-    the mean is unbiased (a compactly supported indicator and τ <= 1; else ``ValueError``). So τ can be hot, where the
+    the mean is unbiased (an indicator with support [-S, S] and Sτ <= 1; else ``ValueError``). So τ can be hot, where the
     noise is small. ``f`` must accept slightly negative z.
 
     >>> _ = torch.manual_seed(0)
@@ -336,7 +354,10 @@ def moment_matched(f: Integrand, q: EATPoisson, num_samples: int = 1) -> Float[T
         )
     if not q.indicator.is_compact:
         raise ValueError(f"indicator must have compact support for an unbiased mean, got {q.indicator.name!r}")
-    require("temperature", q.temperature, lambda t: (t > 0) & (t <= 1), "in (0, 1] for an unbiased mean")
+    hottest = 1 / q.indicator.support[1]  # where the soft edge still lies within t > 0
+    require(
+        "temperature", q.temperature, lambda t: (t > 0) & (t <= hottest), f"in (0, {hottest:g}] for an unbiased mean"
+    )
     z = q.rsample((num_samples,))
     lost = (q.rate - q.variance).clamp(min=0)
     # √ has an infinite slope at 0: a unit that never fires has nothing to add
@@ -382,7 +403,7 @@ def relax(f: Integrand, q: EATPoisson, num_samples: int = 1, scale: float = 1.0)
     loss, axes = _evaluate(f, counts, q)
     with torch.enable_grad():
         z.requires_grad_()
-        soft_loss = _connected(f(z), z, axes)
+        soft_loss = _connected(_evaluate(f, z, q)[0], z, axes)
         (slope,) = torch.autograd.grad(soft_loss.sum(), z)
     apart = loss.detach() - scale * soft_loss.detach()
     apart = apart.view(*apart.shape, *([1] * axes))
@@ -422,8 +443,12 @@ def exact(
             f"for counts of shape {tuple(counts.shape)}"
         )
     # the log-pmf is a small difference of large numbers: float64, or a rate of 1000 would cost float32 half its digits
-    pmf = q.with_parameter(q.parameter.double()).log_prob(counts.double()).exp()
-    return (pmf * loss).sum(dim=0).to(loss.dtype)
+    parameter = q.parameter.double()
+    never = q.rate == 0  # where ln λ has no slope, but E f = f(0) + λ (f(1) - f(0)) + … has
+    some = torch.where(never, 0.0 if q.is_log else 1.0, parameter)
+    pmf = q.with_parameter(some).log_prob(counts.double()).exp()
+    at_zero = loss[0] + q.with_parameter(parameter).rate * (loss[1] - loss[0])
+    return torch.where(never, at_zero, (pmf * loss).sum(dim=0)).to(loss.dtype)
 
 
 def gradient_samples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from functools import partial
@@ -718,3 +719,87 @@ def test_relax_refuses():
     for bad in (GSMPoisson(rate=1.0), EATPoisson(rate=1.0, num_arrivals=5), EATPoisson(rate=1.0, hard=True)):
         with pytest.raises(ValueError, match="q must be an EATPoisson"):
             relax(torch.square, bad)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_exact_has_a_gradient_at_rate_zero(log):
+    rate = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    leaf = (rate.log() if log else rate).requires_grad_()
+    law = EATPoisson(log_rate=leaf) if log else EATPoisson(rate=leaf)
+    value = exact(lambda z: (z + 1) ** 2, law)
+    assert torch.allclose(value, torch.tensor([1.0, 5.0], dtype=torch.float64))
+    (slope,) = torch.autograd.grad(value.sum(), leaf)
+    assert torch.allclose(slope, torch.tensor([0.0 if log else 3.0, 5.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("estimator", [score_function, difference, relax, pathwise, straight_through, moment_matched])
+@pytest.mark.parametrize("f", [lambda z: (z > 1).any(-1), lambda z: (z > 1).sum(-1)], ids=["flags", "whole numbers"])
+def test_losses_may_be_flags_or_whole_numbers(estimator, f):
+    rate = torch.rand(4, 3).requires_grad_()
+    surrogate = estimator(f, EATPoisson(rate=rate, temperature=0.5), 50)
+    assert surrogate.shape == (4,)
+    assert surrogate.dtype == rate.dtype
+    surrogate.sum().backward()
+    assert rate.grad.isfinite().all()
+    if estimator in (pathwise, straight_through, moment_matched):  # a step has no slope
+        assert not rate.grad.any()
+
+
+def test_a_loss_that_is_no_tensor():
+    with pytest.raises(ValueError, match="f must return a real tensor of losses, got float"):
+        pathwise(lambda z: 1.0, EATPoisson(rate=torch.ones(2)))
+
+
+def test_a_step_weighed_by_a_parameter_gives_the_rate_no_gradient_not_none():
+    weight, rate = torch.ones(3, requires_grad=True), torch.ones(4, 3, requires_grad=True)
+    for estimator in (pathwise, moment_matched, relax):
+        weight.grad = rate.grad = None
+        estimator(lambda z: (weight * (z > 0.5)).sum(-1), EATPoisson(rate=rate, temperature=0.5), 20).sum().backward()
+        assert rate.grad is not None
+        assert weight.grad.any()
+
+
+def test_moving_average_of_a_method_lives_as_long_as_its_object():
+    class Model:
+        __slots__ = ("__weakref__", "level")
+
+        def loss(self, z):
+            return 100 + z
+
+    model, q = Model(), EATPoisson(rate=torch.ones(1000))
+    for _ in range(2):
+        score_function(model.loss, q, baseline="moving_average")
+    noise = [gradient_samples(partial(score_function, baseline=b), model.loss, q, 1, 5).std()
+             for b in (None, "moving_average")]  # fmt: skip
+    assert noise[1] < 0.2 * noise[0]
+
+    class Bare:
+        __slots__ = ()
+
+        def __call__(self, z):
+            return z
+
+    with pytest.raises(ValueError, match="baseline must be a MovingAverage for an f of type Bare"):
+        score_function(Bare(), q, baseline="moving_average")
+
+
+def test_moment_matching_asks_for_the_support_of_the_indicator(monkeypatch):
+    wide = dataclasses.replace(hh.indicators.get("linear"), name="wide", support=(-2.0, 2.0))
+    monkeypatch.setitem(hh.indicators.REGISTRY, "wide", wide)
+    law = EATPoisson(rate=torch.ones(3), temperature=0.6, indicator=wide)
+    with pytest.raises(ValueError, match=r"temperature must be in \(0, 0.5\]"):
+        moment_matched(torch.square, law)
+
+
+@pytest.mark.parametrize("rate", [1e4, 1e6])
+def test_log_prob_keeps_its_digits_in_single_precision(rate):
+    value = torch.tensor(rate + rate**0.5)
+    found = EATPoisson(rate=torch.tensor(rate)).log_prob(value)
+    truth = Poisson(torch.tensor(rate, dtype=torch.float64)).log_prob(value.double())
+    assert found.dtype == torch.float32
+    assert abs(found.double() - truth) < 1e-5
+
+
+def test_log_prob_of_infinity():
+    with pytest.raises(ValueError, match="value must be >= 0 and finite"):
+        EATPoisson(rate=torch.ones(1)).log_prob(torch.tensor(math.inf))

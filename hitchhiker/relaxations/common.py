@@ -9,7 +9,7 @@ from jaxtyping import Float, Real
 from torch import Tensor
 from torch.distributions import Distribution, Poisson, constraints, register_kl
 
-from hitchhiker.checks import as_float_tensor, common_shape, finite_nonnegative, require
+from hitchhiker.checks import as_float_tensor, as_float_tensors, common_shape, finite_nonnegative, require
 
 
 class RelaxedCount(Distribution):
@@ -136,11 +136,16 @@ class RelaxedPoisson(RateLaw):
         value = as_float_tensor("value", value, like=self.parameter)
         if self._validate_args:
             common_shape(value=value, rate=self.parameter)
-            require("value", value, lambda x: x >= 0, ">= 0 (real values are allowed)")
+            require("value", value, finite_nonnegative, ">= 0 and finite (real values are allowed)")
+        dtype = torch.result_type(value, self.parameter)
+        # a small difference of large numbers: at a rate of a million float32 would be a third of a nat off
+        wide = dtype if value.device.type == "mps" else torch.float64
+        value, parameter = value.to(wide), self.parameter.to(wide)
+        rate = parameter.exp() if self.is_log else parameter
         # 0 · ln 0 = 0 with slope 0: an empty count at rate 0 has probability one
-        certain = (value == 0) & (self.rate == 0)
-        parameter = torch.where(certain, 0.0 if self.is_log else 1.0, self.parameter)
-        return value * (parameter if self.is_log else parameter.log()) - self.rate - torch.lgamma(value + 1)
+        certain = (value == 0) & (rate == 0)
+        safe = torch.where(certain, 0.0 if self.is_log else 1.0, parameter)
+        return (value * (safe if self.is_log else safe.log()) - rate - torch.lgamma(value + 1)).to(dtype)
 
 
 def poisson_kl(
@@ -158,7 +163,7 @@ def poisson_kl(
 
     Source: the closed-form KL term of the P-VAE's ELBO (Eq. 2).
     """
-    q, r = as_float_tensor("posterior_rate", posterior_rate), as_float_tensor("prior_rate", prior_rate)
+    q, r = as_float_tensors(posterior_rate=posterior_rate, prior_rate=prior_rate)
     for name, rate in (("posterior_rate", q), ("prior_rate", r)):
         require(name, rate, finite_nonnegative, ">= 0 and finite")
     shape = common_shape(posterior_rate=q, prior_rate=r)
