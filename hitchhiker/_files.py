@@ -1,7 +1,8 @@
-"""Writing files so that a reader, or a crash, never sees half of one."""
+"""Writing files so that a reader, or a crash, never sees half of one; and knowing data again."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -35,6 +36,14 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """``value`` as indented JSON, atomically; NaN and infinity are refused, for JSON has none."""
     return write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256(data: Any) -> str | None:
+    """Hex digest of a tensor's shape and values, by which a resumed run knows its data again; None for None."""
+    if data is None:
+        return None
+    values = data.detach().cpu().contiguous().numpy()
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
 def _sync_directory(folder: Path) -> None:

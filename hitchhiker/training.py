@@ -38,7 +38,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hitchhiker._files import write_atomically, write_json
+from hitchhiker._files import sha256, write_atomically, write_json
 from hitchhiker.models.gaussian_vae import GaussianVAE
 from hitchhiker.models.methods import get_method
 from hitchhiker.models.pvae import ARCHITECTURES, Baselines, PoissonVAE
@@ -331,6 +331,8 @@ class _Run:
             "data": provenance or {},
             "items": {"train": len(train), "validation": 0 if validation is None else len(validation)},
         }
+        if self.folder is not None:
+            self.config["data_sha256"] = {"train": sha256(train), "validation": sha256(validation)}
         self.board: Any = None
         self.saved_at = -math.inf
         self.saved_step: int | None = None
@@ -529,6 +531,9 @@ class _Run:
                     raise ValueError(
                         f"{name} must be {stored[part].get(name)} to resume the run in {str(folder)!r}, got {value}"
                     )
+        for name, value in mine["data_sha256"].items():
+            if stored.get("data_sha256", mine["data_sha256"])[name] != value:  # earlier runs have none
+                raise ValueError(f"{name} must be the data of the run in {str(folder)!r} to resume it, got other data")
 
     def _write_config(self) -> None:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}

@@ -474,6 +474,56 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path):
         fit_poglm(POGLM(2, 1, 2, population=(2,)), x, **options, **kept, resume=True)
 
 
+def test_losses_since_the_last_row_are_kept(tmp_path):
+    x = torch.poisson(torch.ones(6, 20, 2))
+    options = {"steps": 20, "evaluate_every": 7, "validation": x[:2]}
+    reference = fit_poglm(POGLM(2, 1, 1), x, **options)
+
+    def stop(step, model):
+        if step == 14:
+            raise Stopped
+
+    kept = {"out": tmp_path, "checkpoint_every": 5}
+    with pytest.raises(Stopped):
+        fit_poglm(POGLM(2, 1, 1), x, **options, **kept, callback=stop)
+    assert fit_poglm(POGLM(2, 1, 1), x, **options, **kept, resume=True).history == reference.history
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "gsm"}, "method must be eat-cubic to resume the run in .*, got gsm"),
+        ({"temperature": 0.2}, "temperature must be 0.1 to resume"),
+        ({"lr": 0.5}, "lr must be 0.03 to resume"),
+        ({"steps": 4}, "steps must be 2 to resume"),
+        ({"kl": "sampled"}, "kl must be analytic to resume"),
+        ({"num_samples": 2}, "num_samples must be 1 to resume"),
+        ({"counts": torch.zeros(4, 20, 2)}, "counts must be those of the run in .* to resume it, got others"),
+        ({"validation": torch.ones(4, 20, 2)}, "validation must be those of the run"),
+    ],
+)
+def test_another_poglm_run_cannot_be_resumed(tmp_path, change, words):
+    options = {"counts": torch.ones(4, 20, 2), "steps": 2, "out": tmp_path}
+    fit_poglm(POGLM(2, 1), **options)
+    with pytest.raises(ValueError, match=words):
+        fit_poglm(POGLM(2, 1), **(options | change), resume=True)
+    assert fit_poglm(POGLM(2, 1), **options, resume=True).steps == 2
+
+
+def test_checkpoints_of_before_are_resumed(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    options = {"counts": torch.ones(4, 20, 2), "steps": 2, "out": tmp_path}
+    fit_poglm(POGLM(2, 1), **options)
+    path = tmp_path / "checkpoint.safetensors"
+    with safe_open(path, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+    early = {name: state[name] for name in ("step", "history", "model", "seed")}
+    save_file(load_file(path), path, {"state": json.dumps(early)})
+    assert fit_poglm(POGLM(2, 1), **options, resume=True).steps == 2
+
+
 def test_only_the_named_part_moves():
     x = torch.poisson(torch.ones(4, 20, 2))
     for part, moved, still in (("encoder", "encoder_weight", "weights"), ("network", "weights", "encoder_weight")):
@@ -528,6 +578,8 @@ def test_bad_models_are_named(arguments, words):
         ({"num_samples": 0}, "num_samples must be"),
         ({"kl": "none"}, "kl must be one of"),
         ({"steps": 0}, "steps must be"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be"),
+        ({"evaluate_every": 0}, "evaluate_every must be"),
         ({"lr": 0.0}, "lr must be > 0"),
         ({"train": "decoder"}, "train must be"),
         ({"counts": torch.ones(4, 20, 3)}, r"counts must have the shape \(…, sequences, bins, 2\)"),

@@ -420,6 +420,12 @@ def test_another_run_cannot_be_resumed(tmp_path):
     fit(small(), data(), out=tmp_path, **OPTIONS)
     with pytest.raises(ValueError, match=r"lr must be 0.02 to resume the run in .*, got 0.01"):
         fit(small(), data(), out=tmp_path, resume=True, **{**OPTIONS, "lr": 0.01})
+    with pytest.raises(ValueError, match="train must be the data of the run in .* to resume it, got other data"):
+        fit(small(), data() + 1, out=tmp_path, resume=True, **OPTIONS)
+    config = json.loads((tmp_path / training.CONFIG).read_text())
+    del config["data_sha256"]  # as in folders of before
+    training.write_json(tmp_path / training.CONFIG, config)
+    fit(small(), data() + 1, out=tmp_path, resume=True, **OPTIONS)
 
 
 def test_corrupt_checkpoint_is_named(tmp_path):

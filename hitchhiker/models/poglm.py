@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hitchhiker import estimators
-from hitchhiker._files import write_atomically
+from hitchhiker._files import sha256, write_atomically
 from hitchhiker.checks import require_count
 
 from .glm import GLM, MIN_RATE, check_counts, fit_glm, get_link, lagged
@@ -738,7 +738,7 @@ def fit_poglm(
     evaluate_every : steps between two rows of the history (default: about 30 rows).
     callback : called as callback(step, model) with every row, e.g. to keep learning curves.
     out : folder for a checkpoint, ``checkpoint.safetensors``; None keeps nothing.
-    resume : go on from it; the numbers are those of an uninterrupted run.
+    resume : go on from it; the numbers are those of an uninterrupted run.  Other settings or counts are refused.
     checkpoint_every : steps between two checkpoints.
 
     Returns :class:`PoglmFit`.  A model whose loss or gradient stops being finite is frozen and reported in
@@ -754,6 +754,11 @@ def fit_poglm(
     held = None if validation is None else check_counts("validation", validation, model.num_visible).to(model.bias)
     chosen, _ = _method(method)
     _check_fit(model, x, chosen, temperature, steps, batch_size, lr, lr_end, weight_decay, clip, train)
+    require_count("evaluate_every", evaluate_every, optional=True)
+    require_count("checkpoint_every", checkpoint_every)
+    require_count("num_samples", num_samples)
+    if kl not in KL_FORMS:
+        raise ValueError(f"kl must be one of {', '.join(KL_FORMS)}, got {kl!r}")
     sequences = x.shape[-3]
     batch = min(batch_size or sequences, sequences)
     every = evaluate_every or max(1, steps // 30)
@@ -764,9 +769,19 @@ def fit_poglm(
     optimizer = torch.optim.AdamW(moving, lr=lr, weight_decay=weight_decay, foreach=True)
     fit = PoglmFit(diverged=torch.zeros(model.population, dtype=torch.bool), out=None if out is None else Path(out))
     running: list[Tensor] = []
+    arguments: dict[str, Any] = {
+        "method": LOCAL_SCORE if method == LOCAL_SCORE else chosen.name,
+        "temperature": temperature.tolist() if isinstance(temperature, Tensor) else float(temperature),
+        "num_samples": num_samples, "kl": kl, "steps": steps, "batch_size": batch, "lr": lr, "lr_end": lr_end,
+        "weight_decay": weight_decay, "clip": clip, "train": train, "seed": seed, "evaluate_every": every,
+    }  # fmt: skip
+    if fit.out is not None:
+        arguments |= {"counts": sha256(x), "validation": sha256(held)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        start = _load(fit, model, optimizer, seed) if resume else 0
+        if resume:
+            running = _load(fit, model, optimizer, arguments)
+        start = fit.steps
         if fit.out is not None and not resume:
             fit.out.mkdir(parents=True, exist_ok=True)
             if any(fit.out.iterdir()):
@@ -796,7 +811,7 @@ def fit_poglm(
                 fit.history.append(row)
             fit.steps = step + 1
             if fit.out is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):
-                _save(fit, model, optimizer, seed, running)
+                _save(fit, model, optimizer, arguments, running)
     return fit
 
 
@@ -861,7 +876,7 @@ def _check_fit(model, x, chosen, temperature, steps, batch_size, lr, lr_end, wei
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def _save(fit: PoglmFit, model: POGLM, optimizer, seed: int, running: list[Tensor]) -> None:
+def _save(fit: PoglmFit, model: POGLM, optimizer, arguments: dict[str, Any], running: list[Tensor]) -> None:
     from hitchhiker.training import _safetensors
 
     assert fit.out is not None
@@ -871,12 +886,12 @@ def _save(fit: PoglmFit, model: POGLM, optimizer, seed: int, running: list[Tenso
     tensors |= {"random": torch.get_rng_state(), "diverged": fit.diverged}
     if running:
         tensors["running"] = torch.stack(running)
-    state = {"step": fit.steps, "history": fit.history, "model": model.settings, "seed": seed}
+    state = {"step": fit.steps, "history": fit.history, "model": model.settings, **arguments}
     write_atomically(fit.out / CHECKPOINT, _safetensors(tensors, {"state": json.dumps(state)}))
 
 
-def _load(fit: PoglmFit, model: POGLM, optimizer, seed: int) -> int:
-    """Take up the checkpoint in the folder; 0 when there is none yet."""
+def _load(fit: PoglmFit, model: POGLM, optimizer, arguments: dict[str, Any]) -> list[Tensor]:
+    """Take up the checkpoint in the folder, if there is one yet; returns the losses since the last row."""
     from hitchhiker.training import _read_safetensors
 
     if fit.out is None:
@@ -884,12 +899,16 @@ def _load(fit: PoglmFit, model: POGLM, optimizer, seed: int) -> int:
     path = fit.out / CHECKPOINT
     if not path.exists():
         fit.out.mkdir(parents=True, exist_ok=True)
-        return 0
+        return []
     tensors, metadata = _read_safetensors(path)
     state = json.loads(metadata["state"])
-    for name, mine, stored in (("model", model.settings, state["model"]), ("seed", seed, state["seed"])):
-        if json.loads(json.dumps(mine)) != stored:
-            raise ValueError(f"{name} must be {stored} to resume the run in {str(fit.out)!r}, got {mine}")
+    for name, value in ({"model": model.settings} | arguments).items():
+        mine = json.loads(json.dumps(value))
+        stored = state.get(name, mine)  # earlier checkpoints hold the model and the seed only
+        if mine != stored and name in ("counts", "validation"):
+            raise ValueError(f"{name} must be those of the run in {str(fit.out)!r} to resume it, got others")
+        if mine != stored:
+            raise ValueError(f"{name} must be {stored} to resume the run in {str(fit.out)!r}, got {value}")
     model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
     own = optimizer.state_dict()
     own["state"] = {}
@@ -900,7 +919,7 @@ def _load(fit: PoglmFit, model: POGLM, optimizer, seed: int) -> int:
     optimizer.load_state_dict(own)
     torch.set_rng_state(tensors["random"])
     fit.diverged, fit.steps, fit.history = tensors["diverged"], state["step"], state["history"]
-    return fit.steps
+    return list(tensors["running"].to(model.bias)) if "running" in tensors else []
 
 
 def load_poglm(folder: str | PathLike[str]) -> POGLM:
