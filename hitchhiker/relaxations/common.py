@@ -137,10 +137,11 @@ class RelaxedPoisson(RateLaw):
         if self._validate_args:
             common_shape(value=value, rate=self.parameter)
             require("value", value, finite_nonnegative, ">= 0 and finite (real values are allowed)")
-        dtype = torch.result_type(value, self.parameter)
+        value, parameter = as_float_tensors(value=value, rate=self.parameter)
+        dtype = value.dtype
         # a small difference of large numbers: at a rate of a million float32 would be a third of a nat off
         wide = dtype if value.device.type == "mps" else torch.float64
-        value, parameter = value.to(wide), self.parameter.to(wide)
+        value, parameter = value.to(wide), parameter.to(wide)
         rate = parameter.exp() if self.is_log else parameter
         # 0 · ln 0 = 0 with slope 0: an empty count at rate 0 has probability one
         certain = (value == 0) & (rate == 0)
