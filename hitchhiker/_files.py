@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, never sees half of one; and knowing data again."""
+"""What runs that can be stopped share: files that nobody ever sees half of, data known again, seeds of their parts."""
 
 from __future__ import annotations
 
@@ -44,6 +44,17 @@ def sha256(data: Any) -> str | None:
         return None
     values = data.detach().cpu().contiguous().numpy()
     return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+
+
+def require_seed(name: str, seed: int) -> None:
+    """Raise ``ValueError`` unless torch and JSON readers take the seed."""
+    if abs(seed) >= 2**63:
+        raise ValueError(f"{name} must be below 2^63, got {seed}")
+
+
+def stream(seed: int, part: int) -> int:
+    """Seed of a part of the work (an epoch, a parameter), in torch's range."""
+    return (seed * 1_000_003 + part) % 2**64
 
 
 def _sync_directory(folder: Path) -> None:

@@ -38,7 +38,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hitchhiker._files import sha256, write_atomically, write_json
+from hitchhiker._files import require_seed, sha256, stream, write_atomically, write_json
 from hitchhiker.models.gaussian_vae import GaussianVAE
 from hitchhiker.models.methods import get_method
 from hitchhiker.models.pvae import ARCHITECTURES, Baselines, PoissonVAE
@@ -124,6 +124,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= least):
                 raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
+        require_seed("seed", self.seed)
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be > 0 and finite, got {getattr(self, name)}")
@@ -365,7 +366,7 @@ class _Run:
 
     def _order(self, epoch: int) -> Tensor:
         # From (seed, epoch) alone, so that a resumed run sees the same batches.
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(stream(self.settings.seed, epoch))
         return torch.randperm(len(self.train_data), generator=generator).to(self.device)
 
     def _step(self, rows: Tensor) -> None:

@@ -95,6 +95,7 @@ def test_train_writes_what_it_promises_and_resumes_a_finished_run(run, photos, t
         (["--encoder", "cnn"], "encoder must be one of .* got 'cnn'"),
         (["--method", "exact", "--decoder", "mlp"], "'exact' needs a linear decoder"),
         (["--device", "tpu"], "--device must be cpu, cuda or auto, got 'tpu'"),
+        (["--seed", str(2**63)], r"seed must be below 2\^63"),
         (["--threads", "-1"], "--threads must be >= 0, got -1"),
         (["--van-hateren", "-2"], "--van-hateren must be >= 0, got -2"),
         (["--prior", "-4", "-6"], "prior_log_rates must be"),

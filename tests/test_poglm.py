@@ -11,7 +11,7 @@ from torch.distributions import Poisson
 from torch.nn import functional
 
 import hitchhiker as hh
-from hitchhiker import estimators, poglm_sweep, poglm_train, sweep
+from hitchhiker import _files, estimators, poglm_sweep, poglm_train, sweep
 from hitchhiker.cli import main
 from hitchhiker.models import (
     POGLM,
@@ -524,6 +524,14 @@ def test_checkpoints_of_before_are_resumed(tmp_path):
     assert fit_poglm(POGLM(2, 1), **options, resume=True).steps == 2
 
 
+def test_large_seeds_have_streams_of_their_own():
+    x = torch.poisson(torch.ones(6, 20, 2))
+    losses = {seed: fit_poglm(POGLM(2, 1, 1, seed), x, steps=2, batch_size=2, seed=seed).history[0]["loss"]
+              for seed in (1, 10**13, 2**63 - 1)}  # fmt: skip
+    assert len(set(losses.values())) == 3
+    assert _files.stream(3, 4) == 3 * 1_000_003 + 4
+
+
 def test_only_the_named_part_moves():
     x = torch.poisson(torch.ones(4, 20, 2))
     for part, moved, still in (("encoder", "encoder_weight", "weights"), ("network", "weights", "encoder_weight")):
@@ -559,6 +567,7 @@ def test_start_from_a_visible_model():
         ({"population": (2,), "seed": [1, 2, 3]}, "seed must broadcast to the population"),
         ({"initial": "zeros"}, "initial must be one of"),
         ({"channels": 0}, "channels must be"),
+        ({"seed": 2**63}, r"seed must be below 2\^63"),
     ],
 )
 def test_bad_models_are_named(arguments, words):
@@ -578,6 +587,7 @@ def test_bad_models_are_named(arguments, words):
         ({"num_samples": 0}, "num_samples must be"),
         ({"kl": "none"}, "kl must be one of"),
         ({"steps": 0}, "steps must be"),
+        ({"seed": 2**63}, r"seed must be below 2\^63"),
         ({"checkpoint_every": 0}, "checkpoint_every must be"),
         ({"evaluate_every": 0}, "evaluate_every must be"),
         ({"lr": 0.0}, "lr must be > 0"),

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import http.server
 import math
@@ -156,6 +157,22 @@ def test_files_that_are_no_archives(tmp_path):
         datasets.load_spikes(tmp_path / "text.npz")
 
 
+def test_damaged_archives_are_named(tmp_path):
+    path = tmp_path / "bad.npz"
+    np.savez_compressed(path, np.arange(400).reshape(200, 2))
+    whole = path.read_bytes()
+    damaged = [whole[:n] for n in (0, 1, 4, 60, len(whole) - 30)]
+    damaged += [whole[:n] + bytes([whole[n] ^ 255]) + whole[n + 1 :] for n in range(0, len(whole), 7)]
+    refused = 0
+    for content in damaged:
+        path.write_bytes(content)
+        with contextlib.suppress(ValueError):  # a flipped byte of a date does no harm
+            datasets.load_spikes(path)
+            refused -= 1
+        refused += 1
+    assert refused > len(damaged) // 2
+
+
 def test_a_recording_is_cut_and_a_cell_hidden():
     counts = torch.arange(23 * 3).view(23, 3).float()
     data = datasets.split_recording(counts, 5, hide=[1], test_fraction=0.25)
@@ -231,6 +248,10 @@ def test_parasol_files_of_another_form(tmp_path):
         spikes.read_parasol_cells(archive(tmp_path / "a.zip", [[1.0]], name="Stim.mat"))
     with pytest.raises(ValueError, match="must hold SpTimes, got"):
         spikes.read_parasol_cells(archive(tmp_path / "b.zip", [[1.0]], key="Other"))
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as packed:
+        packed.writestr("SpTimes.mat", b"no MATLAB file at all" * 20)
+    with pytest.raises(ValueError, match=r"SpTimes\.mat of .*d\.zip must be a MATLAB file"):
+        spikes.read_parasol_cells(tmp_path / "d.zip")
     with pytest.raises(ValueError, match="lists of times >= 0"):
         spikes.read_parasol_cells(archive(tmp_path / "c.zip", [[1.0], [-1.0]]))
     with pytest.raises(ValueError, match="bin_seconds must be"):

@@ -396,6 +396,12 @@ def test_bad_settings(options, message):
         fit(small(), data(), **options)
 
 
+def test_a_large_seed_trains(tmp_path):
+    fit(small(2**62), data(), out=tmp_path, **{**OPTIONS, "seed": 2**63 - 1})
+    with pytest.raises(ValueError, match=r"seed must be below 2\^63"):
+        Settings(seed=2**63)
+
+
 def test_bad_data():
     with pytest.raises(ValueError, match=r"train must be \(N, 9\) with N >= 1, got shape \(3, 8\)"):
         fit(small(), torch.zeros(3, 8))
@@ -420,7 +426,7 @@ def test_another_run_cannot_be_resumed(tmp_path):
     fit(small(), data(), out=tmp_path, **OPTIONS)
     with pytest.raises(ValueError, match=r"lr must be 0.02 to resume the run in .*, got 0.01"):
         fit(small(), data(), out=tmp_path, resume=True, **{**OPTIONS, "lr": 0.01})
-    with pytest.raises(ValueError, match="train must be the data of the run in .* to resume it, got other data"):
+    with pytest.raises(ValueError, match=r"train must be the data of the run in .* to resume it, got other data"):
         fit(small(), data() + 1, out=tmp_path, resume=True, **OPTIONS)
     config = json.loads((tmp_path / training.CONFIG).read_text())
     del config["data_sha256"]  # as in folders of before

@@ -10,6 +10,7 @@ import io
 import math
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -21,9 +22,12 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
+from hitchhiker._files import require_seed, stream
 from hitchhiker.checks import require_count
 from hitchhiker.models.glm import check_counts, get_link
 
+#: what a damaged archive raises, besides OSError: RuntimeError is an encrypted or unknown compression
+_DAMAGED = (EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 PRESETS = ("paper", "released", "strong")
 PARASOL_URL = "https://pillowlab.princeton.edu/data/data_RGCs.zip"
 PARASOL_TERMS = (
@@ -196,11 +200,12 @@ def synthetic_poglm(
     ):  # fmt: skip
         require_count(name, value)
     require_count("seed", seed, minimum=0)
+    require_seed("seed", seed)
     max_rate = 100.0 if preset == "strong" else 10.0
     draw = _strong if preset == "strong" else _uniform(2.0 if preset == "paper" else None)
     parts = []
     for index in range(num_sets):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        generator = torch.Generator().manual_seed(stream(seed, index))
         weights, bias = draw(num_visible, num_hidden, generator)
         counts, clipped = simulate_spikes(
             weights, bias, num_train + num_test, length, max_rate=max_rate, generator=generator
@@ -263,12 +268,12 @@ def load_spikes(path: str | PathLike[str], key: str | None = None) -> Float[Tens
     """
     path = Path(path)
     try:
-        archive = np.load(path, allow_pickle=False)
+        archive = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is a single .npy array")
     except OSError as error:
         raise ValueError(f"spikes {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ValueError(f"spikes {path} must be an .npz archive of counts: {error}") from error
     with archive:
         names = archive.files
@@ -279,7 +284,7 @@ def load_spikes(path: str | PathLike[str], key: str | None = None) -> Float[Tens
             raise ValueError(f"key must name one of the arrays of {path}, {names}, got {name!r}")
         try:
             counts = archive[name]
-        except ValueError as error:
+        except (OSError, *_DAMAGED) as error:
             raise ValueError(f"array {name!r} of {path} must hold plain numbers: {error}") from error
     if counts.dtype == bool:
         counts = counts.astype(np.int64)
@@ -340,9 +345,13 @@ def read_parasol_cells(path: str | PathLike[str], bin_seconds: float = 0.01) -> 
             names = [n for n in archive.namelist() if n.rpartition("/")[2] == "SpTimes.mat"]
             if not names:
                 raise ValueError(f"{path} must hold SpTimes.mat, got {archive.namelist()[:8]}")
-            contents = loadmat(io.BytesIO(archive.read(names[0])))
-    except (OSError, zipfile.BadZipFile) as error:
+            packed = archive.read(names[0])
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} must be a zip archive: {error}") from error
+    try:
+        contents = loadmat(io.BytesIO(packed))
+    except Exception as error:  # SciPy's reader raises whatever the bytes lead it to
+        raise ValueError(f"SpTimes.mat of {path} must be a MATLAB file: {error}") from error
     if "SpTimes" not in contents:
         raise ValueError(f"SpTimes.mat of {path} must hold SpTimes, got {[k for k in contents if k[0] != '_']}")
     cells = [np.asarray(times, dtype=np.float64).ravel() for times in contents["SpTimes"].ravel()]

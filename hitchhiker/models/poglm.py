@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hitchhiker import estimators
-from hitchhiker._files import sha256, write_atomically
+from hitchhiker._files import require_seed, sha256, stream, write_atomically
 from hitchhiker.checks import require_count
 
 from .glm import GLM, MIN_RATE, check_counts, fit_glm, get_link, lagged
@@ -573,6 +573,7 @@ def _chunks(total: int, size: int) -> list[int]:
 def _seeds(seed: int | Sequence[int] | Tensor, population: tuple[int, ...]) -> list[int]:
     size = math.prod(population)
     if isinstance(seed, int):
+        require_seed("seed", seed)
         return [seed + p for p in range(size)]
     try:
         return [int(s) for s in torch.as_tensor(seed).expand(population).flatten()]
@@ -582,7 +583,7 @@ def _seeds(seed: int | Sequence[int] | Tensor, population: tuple[int, ...]) -> l
 
 def _generator(seed: int, name: str) -> torch.Generator:
     # one stream a parameter, so that another encoder leaves the network's initial weights as they are
-    return torch.Generator().manual_seed(seed * 1_000_003 + sum(map(ord, name)))
+    return torch.Generator().manual_seed(stream(seed, sum(map(ord, name))))
 
 
 # --- comparing with the truth
@@ -756,6 +757,7 @@ def fit_poglm(
     _check_fit(model, x, chosen, temperature, steps, batch_size, lr, lr_end, weight_decay, clip, train)
     require_count("evaluate_every", evaluate_every, optional=True)
     require_count("checkpoint_every", checkpoint_every)
+    require_seed("seed", seed)
     require_count("num_samples", num_samples)
     if kl not in KL_FORMS:
         raise ValueError(f"kl must be one of {', '.join(KL_FORMS)}, got {kl!r}")
@@ -818,7 +820,7 @@ def fit_poglm(
 def _batch(seed: int, step: int, sequences: int, batch: int) -> Tensor:
     """Indices of the step's sequences: an epoch at a time, from (seed, epoch) alone."""
     epoch, within = divmod(step, sequences // batch)
-    order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    order = torch.randperm(sequences, generator=torch.Generator().manual_seed(stream(seed, epoch)))
     return order[within * batch : (within + 1) * batch]
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hitchhiker import estimators
+from hitchhiker._files import require_seed
 
 from .methods import Method, get_method
 
@@ -559,8 +560,11 @@ def _check(num_pixels, num_latents, seed, population, encoder, decoder, hidden, 
     if population is None:
         if isinstance(seed, Iterable):
             raise ValueError(f"seed must be one number unless population is given, got {seed}")
+        require_seed("seed", int(seed))
         return [int(seed)]
     seeds = [int(s) for s in seed] if isinstance(seed, Iterable) else [int(seed) + p for p in range(population)]
     if population < 1 or len(seeds) != population:
         raise ValueError(f"seed must have one entry for each of the population's {population} models, got {seeds}")
+    for one in seeds:
+        require_seed("seed", one)
     return seeds
