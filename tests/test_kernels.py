@@ -506,3 +506,17 @@ def test_half_precision_is_kept(dtype):
         z = q.rsample((50,))
         assert z.dtype == dtype
         assert bool(torch.autograd.grad(z.sum(), rate)[0].isfinite().all())
+
+
+def test_where_no_cache_can_be_written_the_loops_are_compiled_anew(monkeypatch):
+    """An installation and a home that are both read-only: numba then raises a RuntimeError as it decorates."""
+    numba = pytest.importorskip("numba")
+    from hitchhiker.kernels import compiled
+
+    def read_only(cache, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return numba.njit(**options)
+
+    monkeypatch.setattr(compiled, "njit", read_only)
+    assert compiled._compile(compiled._options)(lambda x: x + 1)(1) == 2

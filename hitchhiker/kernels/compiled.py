@@ -8,6 +8,7 @@ stream, seeded from torch's generator, so that results do not depend on the numb
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,7 +31,19 @@ _inline: dict[str, Any] = {**_options, "inline": "always"}
 _fast: dict[str, Any] = {**_options, "fastmath": {"reassoc", "contract", "nsz"}}
 
 
-@njit(**_inline)
+def _compile(options: dict[str, Any]) -> Callable[[Callable], Any]:
+    """numba's ``njit``; where no folder for its cache can be written, each process compiles anew."""
+
+    def compiled(function: Callable) -> Any:
+        try:
+            return njit(**options)(function)
+        except RuntimeError:
+            return njit(**{**options, "cache": False})(function)
+
+    return compiled
+
+
+@_compile(_inline)
 def _word(state):
     """64 random bits from a counter state."""
     z = (state ^ (state >> _S30)) * _MIX_1
@@ -38,13 +51,13 @@ def _word(state):
     return z ^ (z >> _S31)
 
 
-@njit(**_inline)
+@_compile(_inline)
 def _uniform(state):
     """A number strictly inside (0, 1) from a counter state."""
     return (np.float64(_word(state) >> _S11) + 0.5) * _UNIT
 
 
-@njit(**_options)
+@_compile(_options)
 def _poisson(mean, state):
     """(Poisson(mean), new state): inversion for small means, Hörmann's transformed rejection (PTRS, 1993) beyond."""
     if mean < 10.0:
@@ -80,7 +93,7 @@ def _poisson(mean, state):
             return float(k), state
 
 
-@njit(**_inline)
+@_compile(_inline)
 def _logistic(s):
     """1/(1 + e^-s) for |s| <= 40, absolute error below 1e-11, without a library call: loops over it use vector registers."""
     y = -0.03125 * s
@@ -98,7 +111,7 @@ _SIN = tuple((-1) ** k * (math.pi / 2) ** (2 * k + 1) / math.factorial(2 * k + 1
 _COS = tuple((-1) ** k * (math.pi / 2) ** (2 * k) / math.factorial(2 * k) for k in range(10))
 
 
-@njit(**_inline)
+@_compile(_inline)
 def _indicator(code, s):
     """(f(s), f'(s)) inside the support."""
     q = s * s
@@ -118,7 +131,7 @@ def _indicator(code, s):
     return 0.5 + 0.5 * s * sine, 0.25 * math.pi * cosine
 
 
-@njit(**_fast)
+@_compile(_fast)
 def _sum_block(code, buffer, number, low, width, inverse_tau, state):
     """Σ f(s), Σ f'(s)(1/τ - s), #{s > 0} over at most ``buffer.size`` independent uniform s."""
     for j in range(number):
@@ -154,7 +167,7 @@ _F32 = np.float32
 _EXP = tuple(_F32((-1 / 32) ** k / math.factorial(k)) for k in range(7))
 
 
-@njit(**_fast)
+@_compile(_fast)
 def _sigmoid_block(words, number, low, width, inverse_tau, state):
     """:func:`_sum_block` of the sigmoid in single precision: it has the widest window, so here the time goes.
 
@@ -183,7 +196,7 @@ def _sigmoid_block(words, number, low, width, inverse_tau, state):
     return float(fraction), float(slope), float(crossed)
 
 
-@njit(**_options)
+@_compile(_options)
 def _arrival_times(code, half, rates, temperature, is_log, hard, seed, start, stop, count, slope):
     state = np.uint64(seed)
     one_tau = temperature.size == 1
@@ -242,7 +255,7 @@ def _arrival_times(code, half, rates, temperature, is_log, hard, seed, start, st
         slope[i] = g if is_log or g == 0.0 else g / rate
 
 
-@njit(**_options)
+@_compile(_options)
 def _unseen_poisson(rate, zero_mass, seen, number, unseen, state):
     """(a Poisson(rate) count given that it is not among the first ``number`` of ``seen``, new state)."""
     if rate < 10.0:  # inversion over the categories that are left
@@ -270,7 +283,7 @@ def _unseen_poisson(rate, zero_mass, seen, number, unseen, state):
             return k, state
 
 
-@njit(**_options)
+@_compile(_options)
 def _race(num_categories, log_factorial, log_rate, inverse_tau, seen, state):
     """GSM by a race: (winning category, mean and second moment about it of the soft weights, new state).
 
@@ -308,7 +321,7 @@ def _race(num_categories, log_factorial, log_rate, inverse_tau, seen, state):
     return winner, first / total, second / total, state
 
 
-@njit(**_options)
+@_compile(_options)
 def _direct(num_categories, log_factorial, log_rate, tau, scores, state):
     """GSM from one Gumbel draw a category, as :func:`_race` returns it, over the categories that can matter.
 
@@ -345,7 +358,7 @@ def _direct(num_categories, log_factorial, log_rate, tau, scores, state):
     return index, first / total, second / total, state
 
 
-@njit(**_options)
+@_compile(_options)
 def _gumbel_softmax(
     num_categories, log_factorial, parameter, temperature, is_log, hard, seed, start, stop, count, slope
 ):
