@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,39 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """``value`` as indented JSON, atomically; NaN and infinity are refused, for JSON has none."""
     return write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], required: Iterable[str] = ()) -> dict[str, Any]:
+    """The JSON object in a file.  Raises ``ValueError`` naming the file: unreadable, another thing, or an entry missing."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    return require_entries(path, value, required)
+
+
+def require_entries(path: str | os.PathLike[str], value: Any, required: Iterable[str]) -> dict[str, Any]:
+    """``value``, which came from the file; ``ValueError`` unless it is a mapping with these entries."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    if missing := [name for name in required if name not in value]:
+        raise ValueError(f"{path} must hold {', '.join(missing)}, got only {', '.join(value) or 'an empty object'}")
+    return value
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether there is nothing in the folder, or no such folder.
+
+    Temporary files that a killed :func:`write_atomically` left do not count, and are removed if there is nothing else.
+    """
+    if not folder.exists():
+        return True
+    found = list(folder.iterdir())
+    if any(not re.fullmatch(r"\..+\.tmp", path.name) for path in found):
+        return False
+    for path in found:
+        path.unlink()
+    return True
 
 
 def sha256(data: Any) -> str | None:

@@ -279,6 +279,7 @@ def run_pvae(
     import torch
 
     from hitchhiker import training
+    from hitchhiker._files import is_vacant
     from hitchhiker.models import PoissonVAE
 
     if resume:
@@ -300,7 +301,7 @@ def run_pvae(
         anneal_kl=given["anneal_kl"],
         seed=given["seed"],
     )
-    if not resume and out.is_dir() and any(out.iterdir()):
+    if not resume and out.is_dir() and not is_vacant(out):
         raise ValueError(f"--out must be a new or empty folder unless --resume is given, got {str(out)!r}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {str(out)!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shlex
 import sys
@@ -12,12 +11,16 @@ from typing import Any
 
 import torch
 
-from hitchhiker._files import write_json
+from hitchhiker._files import is_vacant, read_json, write_json
 from hitchhiker.datasets.spikes import PRESETS, SpikeData, load_spikes, parasol_cells, split_recording, synthetic_poglm
 from hitchhiker.models.glm import choose_history, fit_glm
 from hitchhiker.models.poglm import CHECKPOINT, POGLM, fit_poglm, recovery
 
 CONFIG, EVALUATION = "config.json", "evaluation.json"
+NEEDED = (
+    "spikes", "key", "parasol", "preset", "data_set", "length", "hidden", "history", "method", "temperature", "samples",
+    "steps", "lr", "encoder", "width", "channels", "max_rate", "particles", "refine", "seed",
+)  # fmt: skip
 
 
 def train_poglm(out: str | Path, given: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
@@ -31,8 +34,8 @@ def train_poglm(out: str | Path, given: dict[str, Any], *, resume: bool = False)
     if resume:
         if not config.exists():
             raise ValueError(f"--out must be the folder of a run to resume, got {str(out)!r} without {CONFIG}")
-        given = json.loads(config.read_text(encoding="utf-8"))
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        given = read_json(config, NEEDED)
+    elif out.exists() and not (out.is_dir() and is_vacant(out)):
         raise ValueError(f"--out must be a new or empty folder unless --resume is given, got {str(out)!r}")
     data = _data(given)
     glm = fit_glm(data.train, given["history"], max_rate=given["max_rate"])

@@ -16,6 +16,7 @@ import concurrent.futures
 import contextlib
 import datetime
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -123,7 +124,7 @@ def collect(
         if not path.exists():
             missing.append(group)
             continue
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = _files.read_json(path, ("rows", "seconds", "date", "device"))
         rows += [{"group": group, **row} for row in kept["rows"]]
         spent += kept["seconds"]
         dates.append(kept["date"])
@@ -153,7 +154,7 @@ def _run_group(measure: Measure, group: str, settings: dict[str, Any], out: str)
     folder = Path(out) / "work" / group
     folder.mkdir(parents=True, exist_ok=True)
     clock = folder / "seconds.json"
-    before = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else 0.0
+    before = _seconds(clock)
     started = time.monotonic()
     try:
         rows = measure(settings, folder)
@@ -170,6 +171,15 @@ def _run_group(measure: Measure, group: str, settings: dict[str, Any], out: str)
     }  # fmt: skip
     _files.write_json(_rows_file(Path(out), group), kept)
     return seconds
+
+
+def _seconds(clock: Path) -> float:
+    """What earlier tries took; 0 when that cannot be read."""
+    try:
+        seconds = float(json.loads(clock.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return 0.0
+    return seconds if 0 <= seconds < math.inf else 0.0
 
 
 def _rows_file(out: Path, group: str) -> Path:
@@ -191,7 +201,7 @@ def _check(
     for group, settings in groups.items():
         path = _rows_file(out, group)
         if path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))["settings"]
+            kept = _files.read_json(path, ("settings",))["settings"]
             if kept != json.loads(json.dumps(settings)):
                 different = sorted(k for k in {*kept, *settings} if kept.get(k) != settings.get(k))
                 raise ValueError(

@@ -38,7 +38,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hitchhiker._files import require_seed, sha256, stream, write_atomically, write_json
+from hitchhiker._files import (
+    is_vacant,
+    read_json,
+    require_entries,
+    require_seed,
+    sha256,
+    stream,
+    write_atomically,
+    write_json,
+)
 from hitchhiker.models.gaussian_vae import GaussianVAE
 from hitchhiker.models.methods import get_method
 from hitchhiker.models.pvae import ARCHITECTURES, Baselines, PoissonVAE
@@ -226,7 +235,7 @@ def fit(
     ----------
     model : changed in place.  A population trains as one: same batches for all, gradients clipped model by
         model.
-    train, validation : (N, D) float tensors; moved to the model's device.  Validation is at τ = 0: in
+    train, validation : (N, D) float tensors; moved to the model's device and precision.  Validation is at τ = 0: in
         closed form for a linear decoder, else from 8 counts a patch.
     out : folder for configuration, metrics, checkpoints and weights; None keeps nothing.
     resume : go on from the checkpoint in ``out`` (from the start when there is none yet).
@@ -254,6 +263,8 @@ def fit(
         raise ValueError(f"settings and options must not both be given, got {sorted(options)} too")
     settings = settings or _settings(options)
     _check_data(model, train, validation, settings)
+    dtype = next(model.parameters()).dtype
+    train, validation = train.to(dtype), None if validation is None else validation.to(dtype)
     if tensorboard and out is None:
         raise ValueError("tensorboard must be False when out is None: there is nowhere to write to")
     board = _summary_writer() if tensorboard else None
@@ -512,7 +523,7 @@ class _Run:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"out must be a folder, got the file {str(folder)!r}")
         if not resume:
-            if folder.exists() and any(folder.iterdir()):
+            if not is_vacant(folder):
                 raise ValueError(f"out must be an empty or new folder unless resuming, got {str(folder)!r}")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -524,7 +535,7 @@ class _Run:
             return
         if not (folder / CONFIG).exists():
             raise ValueError(f"out must be the folder of a run to resume, got {str(folder)!r} without {CONFIG}")
-        stored = json.loads((folder / CONFIG).read_text())
+        stored = read_json(folder / CONFIG, ("model", "training", "items"))
         mine = json.loads(json.dumps(self.config))
         for part in ("model", "training", "items"):
             for name, value in mine[part].items():
@@ -575,8 +586,16 @@ class _Run:
         """Take up the checkpoint in the folder."""
         assert self.folder is not None
         path = self.folder / CHECKPOINT
-        tensors, metadata = _read_safetensors(path)
-        state = json.loads(metadata["state"])
+        tensors, state = _read_safetensors(
+            path, "state", ("step", "seconds", "history", "random.python", "random.numpy", "baselines")
+        )
+        try:
+            self._take_up(tensors, state)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be read as a checkpoint of this run: {error}") from error
+        self._rewrite_metrics()
+
+    def _take_up(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
         for i, name in enumerate(self.names):
             prefix = f"optimizer.{name}."
@@ -600,7 +619,6 @@ class _Run:
         self.state.step, self.state.seconds, self.state.history = state["step"], state["seconds"], state["history"]
         self.saved_step = self.state.step
         self.saved_at = time.monotonic()
-        self._rewrite_metrics()
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.model.state_dict().items()}
@@ -655,8 +673,8 @@ def load_model(
     folder = Path(folder)
     if not (folder / WEIGHTS).exists():
         raise ValueError(f"folder must hold a finished run ({WEIGHTS}), got {str(folder)!r}")
-    tensors, metadata = _read_safetensors(folder / WEIGHTS)
-    settings = json.loads(metadata["config"])["model"]
+    tensors, described = _read_safetensors(folder / WEIGHTS, "config", ("model",))
+    settings = require_entries(folder / WEIGHTS, described["model"], ("encoder", "decoder"))
     for role, module in (("encoder", encoder), ("decoder", decoder)):
         own = settings[role] not in ARCHITECTURES
         if own and module is None:
@@ -681,7 +699,7 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.exists():
         raise ValueError(f"out must be the folder of a run to resume, got {str(folder)!r} without {CONFIG}")
-    return json.loads(path.read_text())
+    return read_json(path, ("model", "training", "data"))
 
 
 # --- small parts
@@ -699,6 +717,9 @@ def _check_data(model: PoissonVAE | GaussianVAE, train: Tensor, validation: Tens
     for name, data in (("train", train), ("validation", validation)):
         if data is None:
             continue
+        if not (isinstance(data, Tensor) and data.is_floating_point()):
+            kind = data.dtype if isinstance(data, Tensor) else type(data).__name__
+            raise ValueError(f"{name} must be a tensor of floating point numbers, got {kind}")
         if data.dim() != 2 or data.shape[1] != model.num_pixels or len(data) == 0:
             raise ValueError(f"{name} must be (N, {model.num_pixels}) with N >= 1, got shape {tuple(data.shape)}")
         if not bool(torch.isfinite(data).all()):
@@ -739,14 +760,17 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path, entry: str, required: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and what the file's metadata say under ``entry``.  Raises ``ValueError`` naming the file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = json.loads((file.metadata() or {}).get(entry, "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    return tensors, require_entries(path, found, required)
 
 
 def _csv_text(rows: Sequence[dict[str, Any]]) -> str:

@@ -524,6 +524,30 @@ def test_checkpoints_of_before_are_resumed(tmp_path):
     assert fit_poglm(POGLM(2, 1), **options, resume=True).steps == 2
 
 
+def test_damaged_poglm_runs_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    options = {"counts": torch.ones(4, 20, 2), "steps": 2, "out": tmp_path}
+    (tmp_path / ".checkpoint.safetensors.abcd1234.tmp").write_text("half")
+    fit_poglm(POGLM(2, 1), **options)
+    path = tmp_path / "checkpoint.safetensors"
+    for metadata in (None, {"state": "{}"}, {"state": "["}, {"other": "{}"}):
+        save_file({"x": torch.ones(1)}, path, metadata)
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors (must hold|cannot be read)"):
+            load_poglm(tmp_path)
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors (must hold|cannot be read)"):
+            fit_poglm(POGLM(2, 1), **options, resume=True)
+
+
+def test_a_damaged_configuration_is_one_line(tmp_path, capsys):
+    for content in ("", "[]", "{}", '{"spikes": null}'):
+        (tmp_path / "config.json").write_text(content)
+        assert main(["train", "poglm", "--out", str(tmp_path), "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert str(tmp_path / "config.json") in error
+
+
 def test_large_seeds_have_streams_of_their_own():
     x = torch.poisson(torch.ones(6, 20, 2))
     losses = {seed: fit_poglm(POGLM(2, 1, 1, seed), x, steps=2, batch_size=2, seed=seed).history[0]["loss"]

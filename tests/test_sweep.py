@@ -56,6 +56,19 @@ def test_finished_groups_are_not_run_again(tmp_path):
     assert [calls(tmp_path, group) for group in GROUPS] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("content", ["", "[]", '"soon"', "NaN"])
+def test_damaged_files_of_a_sweep(tmp_path, content):
+    clock = tmp_path / "work" / "one" / "seconds.json"
+    clock.parent.mkdir(parents=True)
+    clock.write_text(content)
+    run(tmp_path)
+    rows = tmp_path / "rows" / "one.json"
+    assert 0 <= json.loads(rows.read_text())["seconds"] < 60
+    rows.write_text(content)
+    with pytest.raises(ValueError, match=r"one\.json (must hold|cannot be read)"):
+        run(tmp_path)
+
+
 def test_rows_come_in_the_order_of_the_groups_however_they_were_run(tmp_path):
     for group in ("three", "one", "two"):
         result = run(tmp_path, only=[group])

@@ -396,6 +396,49 @@ def test_bad_settings(options, message):
         fit(small(), data(), **options)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {}}', '{"model"'])
+def test_a_damaged_configuration_is_named(tmp_path, content):
+    fit(small(), data(), out=tmp_path, **OPTIONS)
+    (tmp_path / training.CONFIG).write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json (must hold|cannot be read)"):
+        fit(small(), data(), out=tmp_path, resume=True, **OPTIONS)
+    with pytest.raises(ValueError, match=r"config\.json (must hold|cannot be read)"):
+        training.read_config(tmp_path)
+
+
+def test_a_foreign_checkpoint_is_named(tmp_path):
+    fit(small(), data(), out=tmp_path, **OPTIONS)
+    checkpoint, weights = (tmp_path / name for name in (CHECKPOINT, WEIGHTS))
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(weights.read_bytes())
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors must hold step"):
+        fit(small(), data(), out=tmp_path, resume=True, **OPTIONS)
+    weights.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"model\.safetensors must hold model"):
+        training.load_model(tmp_path)
+
+
+def test_what_a_killed_write_left_is_no_run(tmp_path):
+    (tmp_path / ".config.json.abcd1234.tmp").write_text("{")
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ValueError, match="must be an empty or new folder"):
+        fit(small(), data(), out=tmp_path, **OPTIONS)
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "notes").unlink()
+    fit(small(), data(), out=tmp_path, **OPTIONS)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_precision_of_the_data(tmp_path):
+    model, other = small(), small()
+    fit(model, data().double(), data().double(), out=tmp_path / "double", **OPTIONS)
+    fit(other, data(), data(), out=tmp_path / "float", **OPTIONS)
+    assert torch.equal(model.phi, other.phi)
+    for wrong, kind in ((data().to(torch.uint8), "torch.uint8"), (data().numpy(), "ndarray")):
+        with pytest.raises(ValueError, match=f"train must be a tensor of floating point numbers, got {kind}"):
+            training._check_data(model, wrong, None, Settings())
+
+
 def test_a_large_seed_trains(tmp_path):
     fit(small(2**62), data(), out=tmp_path, **{**OPTIONS, "seed": 2**63 - 1})
     with pytest.raises(ValueError, match=r"seed must be below 2\^63"):

@@ -8,7 +8,6 @@ header. They are free for scientific, non-commercial use with citation of van Ha
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterable
 from os import PathLike
@@ -18,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from .._files import write_json
+from .._files import read_json, write_json
 from .scenes import Scene, embedded_scenes
 
 HEIGHT, WIDTH = 1024, 1536
@@ -116,4 +115,4 @@ def van_hateren_scenes(
 
 def _known_hashes(folder: Path) -> dict[str, str]:
     record = folder / "sha256.json"
-    return json.loads(record.read_text()) if record.exists() else {}
+    return read_json(record) if record.exists() else {}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hitchhiker import estimators
-from hitchhiker._files import require_seed, sha256, stream, write_atomically
+from hitchhiker._files import is_vacant, require_entries, require_seed, sha256, stream, write_atomically
 from hitchhiker.checks import require_count
 
 from .glm import GLM, MIN_RATE, check_counts, fit_glm, get_link, lagged
@@ -786,7 +786,7 @@ def fit_poglm(
         start = fit.steps
         if fit.out is not None and not resume:
             fit.out.mkdir(parents=True, exist_ok=True)
-            if any(fit.out.iterdir()):
+            if not is_vacant(fit.out):
                 raise ValueError(f"out must be a new or empty folder unless resuming, got {str(fit.out)!r}")
         for step in range(start, steps):
             progress = step / max(1, steps)
@@ -902,8 +902,7 @@ def _load(fit: PoglmFit, model: POGLM, optimizer, arguments: dict[str, Any]) -> 
     if not path.exists():
         fit.out.mkdir(parents=True, exist_ok=True)
         return []
-    tensors, metadata = _read_safetensors(path)
-    state = json.loads(metadata["state"])
+    tensors, state = _read_safetensors(path, "state", ("step", "history", "model", "seed"))
     for name, value in ({"model": model.settings} | arguments).items():
         mine = json.loads(json.dumps(value))
         stored = state.get(name, mine)  # earlier checkpoints hold the model and the seed only
@@ -911,7 +910,9 @@ def _load(fit: PoglmFit, model: POGLM, optimizer, arguments: dict[str, Any]) -> 
             raise ValueError(f"{name} must be those of the run in {str(fit.out)!r} to resume it, got others")
         if mine != stored:
             raise ValueError(f"{name} must be {stored} to resume the run in {str(fit.out)!r}, got {value}")
-    model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
+    if missing := {"random", "diverged"} - set(tensors):
+        raise ValueError(f"{path} cannot be read as a checkpoint: it lacks {', '.join(sorted(missing))}")
+    _load_weights(model, tensors, path)
     own = optimizer.state_dict()
     own["state"] = {}
     for name, value in tensors.items():
@@ -931,13 +932,20 @@ def load_poglm(folder: str | PathLike[str]) -> POGLM:
     path = Path(folder) / CHECKPOINT
     if not path.exists():
         raise ValueError(f"folder must hold a run ({CHECKPOINT}), got {str(folder)!r}")
-    tensors, metadata = _read_safetensors(path)
-    settings = json.loads(metadata["state"])["model"]
+    tensors, state = _read_safetensors(path, "state", ("model",))
+    settings = require_entries(path, state["model"], ("population", "seed"))
     population = tuple(settings.pop("population"))
     seeds = torch.tensor(settings.pop("seed")).view(population)
     model = POGLM(**settings, seed=seeds if population else int(seeds), population=population)
-    model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
+    _load_weights(model, tensors, path)
     return model
+
+
+def _load_weights(model: POGLM, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("model.")})
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint of this model: {error}") from error
 
 
 __all__ = [
