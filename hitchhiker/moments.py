@@ -465,7 +465,10 @@ def _plain(out: Any) -> Factor:
 def _checked(name: str, value: Numbers) -> np.ndarray:
     """``value`` as a float64 array after checking that it is finite and >= 0."""
     try:
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            value = value.double() if value.is_floating_point() else value  # numpy knows no bfloat16
+        array = np.asarray(value)
         array = array.astype(np.float64, casting="safe" if array.dtype.kind in "biuf" else "no")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be real, >= 0 and finite, got {value!r}") from error

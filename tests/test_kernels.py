@@ -12,7 +12,7 @@ from laws import samples_with_slopes
 from numpy.polynomial import legendre
 from scipy import special, stats
 
-from hitchhiker import EATPoisson, GSMPoisson, indicators, moments, testing
+from hitchhiker import EATPoisson, GSMPoisson, GumbelSoftmaxCount, indicators, moments, testing
 from hitchhiker.kernels import operators, window
 from hitchhiker.relaxations.arrival_time import from_unit_exponentials
 from hitchhiker.relaxations.gumbel_softmax import from_gumbels, poisson_logits, soft_one_hot
@@ -520,3 +520,23 @@ def test_where_no_cache_can_be_written_the_loops_are_compiled_anew(monkeypatch):
 
     monkeypatch.setattr(compiled, "njit", read_only)
     assert compiled._compile(compiled._options)(lambda x: x + 1)(1) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_the_mean_of_the_law(dtype):
+    """A logarithm rounded to three digits would shift a mean of 100 by about one."""
+    rate = torch.full((100_000,), 100.0, dtype=dtype)
+    for law in (GSMPoisson, EATPoisson):
+        z = law(rate=rate, temperature=0.05).rsample().double()
+        assert z.mean().item() == pytest.approx(100, abs=0.2)
+    log_rate = torch.tensor(4.6, dtype=dtype)
+    z = EATPoisson(log_rate=log_rate.expand(100_000)).rsample().double()
+    assert z.mean().item() == pytest.approx(log_rate.double().exp().item(), abs=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_noise_is_finite(dtype):
+    q = GumbelSoftmaxCount(torch.tensor([0.2, 0.5, 0.3], dtype=dtype).log(), 0.3)
+    z = q.rsample((100_000,))
+    assert z.dtype == q.rsample_simplex().dtype == dtype
+    assert bool(z.isfinite().all())

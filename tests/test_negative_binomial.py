@@ -232,3 +232,14 @@ def test_other_bad_arguments():
         EATNegativeBinomial(1.0, 0.5, indicator="step")
     with pytest.raises(ValueError, match="num_categories must be a whole number >= 1 or None, got 0"):
         GSMNegativeBinomial(1.0, 0.5, num_categories=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    r = torch.tensor([3.0, 2.0], dtype=dtype, requires_grad=True)
+    eat, gsm = EATNegativeBinomial(r, 0.4, 0.5), GSMNegativeBinomial(r, 0.4, 0.5)
+    for z in (eat.rsample((20_000,)), gsm.rsample((5,)), eat.sample((5,)), eat.mean, eat.variance):
+        assert z.dtype == dtype
+        assert bool(z.isfinite().all())
+    torch.testing.assert_close(eat.rsample((20_000,)).double().mean(0), r.double() * 1.5, rtol=0.06, atol=0)
+    assert bool(torch.autograd.grad(eat.rsample((50,)).sum(), r)[0].isfinite().all())

@@ -93,10 +93,14 @@ def kernels_for(parameter: Tensor, indicator: str | None = None) -> ModuleType |
     return kernels
 
 
+def _working(x: Tensor) -> Tensor:
+    """Half precision is computed in float32, logarithms and exponentials included."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _plain(sampler, parameter: Tensor, argument: Tensor, *options, is_log: bool) -> tuple[Tensor, Tensor]:
-    """(count, dz/dparameter) by a sampler of :mod:`hitchhiker.kernels.window`; half precision is computed in float32."""
-    working = argument if argument.dtype in (torch.float32, torch.float64) else argument.float()
-    count, slope = sampler(working, *options)
+    """(count, dz/dparameter) by a sampler of :mod:`hitchhiker.kernels.window`."""
+    count, slope = sampler(argument, *options)
     if not is_log:  # at λ = 0 no arrival ever comes and the derivative of every sample is 0
         slope = torch.where(parameter > 0, slope / parameter, 0.0)
     return count.to(parameter.dtype), slope.to(parameter.dtype)
@@ -109,8 +113,8 @@ def _arrival_time(
     if (kernels := kernels_for(parameter, indicator)) is not None:
         half = indicators.get(indicator).half_width(parameter.dtype)
         return kernels.arrival_time(parameter, temperature, indicator, half, is_log, hard)
-    rate = parameter.exp() if is_log else parameter
-    options = (temperature.to(torch.promote_types(rate.dtype, torch.float32)), indicators.get(indicator), hard)
+    rate = _working(parameter).exp() if is_log else _working(parameter)
+    options = (temperature.to(rate.dtype), indicators.get(indicator), hard)
     return _plain(window.sample_arrival_time, parameter, rate, *options, is_log=is_log)
 
 
@@ -120,8 +124,8 @@ def _gumbel_softmax(
 ) -> tuple[Tensor, Tensor]:
     if (kernels := kernels_for(parameter)) is not None:
         return kernels.gumbel_softmax(parameter, temperature, num_categories, is_log, hard)
-    log_rate = parameter if is_log else parameter.log()
-    options = (temperature.to(torch.promote_types(log_rate.dtype, torch.float32)), num_categories, hard)
+    log_rate = _working(parameter) if is_log else _working(parameter).log()
+    options = (temperature.to(log_rate.dtype), num_categories, hard)
     return _plain(window.sample_gumbel_softmax, parameter, log_rate, *options, is_log=is_log)
 
 

@@ -78,8 +78,9 @@ def from_gumbels(
 
 
 def standard_gumbels(shape: torch.Size, like: Tensor) -> Tensor:
-    """Gumbel(0, 1) noise -ln E with E ~ Exp(1)."""
-    return torch.empty(shape, dtype=like.dtype, device=like.device).exponential_().log_().neg_()
+    """Gumbel(0, 1) noise -ln E with E ~ Exp(1), in float32 at least: in half precision, E may be exactly 0."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.empty(shape, dtype=dtype, device=like.device).exponential_().log_().neg_()
 
 
 class GumbelSoftmaxLaw(RelaxedCount):
@@ -118,7 +119,8 @@ class GumbelSoftmaxLaw(RelaxedCount):
 
     def rsample_simplex(self, sample_shape=()) -> Float[Tensor, "... categories"]:
         """The soft one-hot vectors themselves, shape ``(*sample_shape, *batch, M)``; M-fold memory."""
-        return soft_one_hot(*self._scores(sample_shape), self.temperature).movedim(0, -1)
+        logits, noise = self._scores(sample_shape)
+        return soft_one_hot(logits, noise, self.temperature).movedim(0, -1).to(logits.dtype)
 
     @staticmethod
     def aggregate(soft: Float[Tensor, "... categories"]) -> Float[Tensor, "..."]:
@@ -129,7 +131,9 @@ class GumbelSoftmaxLaw(RelaxedCount):
         """Relaxed counts of shape ``(*sample_shape, *batch)``; gradients reach the parameters through the simplex."""
         logits, noise = self._scores(sample_shape)
         soft = expected_index(soft_one_hot(logits, noise, self.temperature))
-        return (logits + noise).argmax(dim=0).to(soft) + (soft - soft.detach()) if self.hard else soft
+        if self.hard:
+            soft = (logits + noise).argmax(dim=0).to(soft) + (soft - soft.detach())
+        return soft.to(logits.dtype)
 
 
 class GSMPoisson(GumbelSoftmaxLaw, RelaxedPoisson):

@@ -64,14 +64,19 @@ class RelaxedNegativeBinomial(RelaxedCount):
         return self.count_mean / self.probs
 
     def _rates(self, sample_shape) -> Float[Tensor, "..."]:
-        """λ ~ Gamma(r, rate μ/(1 - μ)), reparametrised (Eq. 83; numpy and scipy would take the scale (1 - μ)/μ)."""
+        """λ ~ Gamma(r, rate μ/(1 - μ)), reparametrised (Eq. 83; numpy and scipy would take the scale (1 - μ)/μ).
+
+        In float32 at least: torch draws no Gamma in half precision.
+        """
         shape = self._extended_shape(torch.Size(sample_shape))
-        return torch._standard_gamma(self.total_count.expand(shape)) * ((1 - self.probs) / self.probs)
+        dtype = torch.promote_types(self.probs.dtype, torch.float32)
+        r, mu = self.total_count.to(dtype), self.probs.to(dtype)
+        return torch._standard_gamma(r.expand(shape)) * ((1 - mu) / mu)
 
     def sample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Integer counts (as floats) from the negative binomial itself, not from the relaxed law."""
         with torch.no_grad():
-            return torch.poisson(self._rates(sample_shape))
+            return torch.poisson(self._rates(sample_shape)).to(self.probs.dtype)
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """ln NB(value; r, μ) in nats, extended to real ``value >= 0`` by the log-gamma function.
@@ -154,9 +159,9 @@ class EATNegativeBinomial(RelaxedNegativeBinomial):
 
     def rsample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Relaxed counts of shape ``(*sample_shape, *batch)``, reparametrised: gradients reach r and μ."""
-        return operators.arrival_time(
-            self._rates(sample_shape), self.temperature, self.indicator.name, False, self.hard
-        )
+        rates = self._rates(sample_shape)
+        count = operators.arrival_time(rates, self.temperature, self.indicator.name, False, self.hard)
+        return count.to(self.probs.dtype)
 
 
 class GSMNegativeBinomial(GumbelSoftmaxLaw, RelaxedNegativeBinomial):
