@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath as mp
 import numpy as np
 import pytest
 import torch
@@ -303,3 +304,67 @@ def test_figures_draw_what_was_measured():
         df.draw_fidelity([], "title")
     with pytest.raises(ValueError, match="unit_waits must be positive and at least one"):
         df.erlang_clock([1.0, -1.0])
+
+
+@pytest.mark.parametrize("gain", GAINS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_of_the_modulated_count(gain, dtype):
+    lam = torch.tensor(3.0, dtype=dtype, requires_grad=True)
+    for q in (EATModulatedPoisson(lam, gain_variance=0.3, gain=gain), EATModulatedPoisson(log_rate=lam)):
+        for z in (q.rsample((50,)), q.sample((50,)), q.mean, q.variance):
+            assert z.dtype == dtype
+            assert bool(z.isfinite().all())
+        assert bool(torch.autograd.grad(q.rsample((50,)).sum(), lam)[0].isfinite())
+
+
+@pytest.mark.parametrize("gain", GAINS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slopes_in_any_small_gain_variance_are_finite(gain, dtype):
+    s = (10.0 ** torch.arange(-37, 1).to(dtype)).expand(500, -1).clone().requires_grad_()
+    z = EATModulatedPoisson(torch.tensor(4.0, dtype=dtype), gain_variance=s, gain=gain, temperature=0.5).rsample()
+    assert bool(torch.autograd.grad(z.sum(), s)[0].isfinite().all())
+
+
+@pytest.mark.parametrize(("rate", "beyond"), [(1e2, 5.0), (1e6, 5.0), (1e6, -5.0), (1e6, 50.0)])
+@pytest.mark.parametrize("variance", [1e-12, 9.9e-8, 1.01e-7, 9.9e-6, 1.01e-5, 1e-3])
+def test_log_prob_near_poisson_has_no_jump(rate, beyond, variance):
+    n = max(0.0, round(rate + beyond * math.sqrt(rate)))
+    s = double(variance).requires_grad_()
+    found = EATModulatedPoisson(double(rate), gain_variance=s).log_prob(double(n))
+    mp.mp.dps = 50
+
+    def truth(v):
+        r, x = 1 / v, v * rate
+        ways = mp.loggamma(n + r) - mp.loggamma(r) - mp.loggamma(n + 1)
+        return ways + n * mp.log(x / (1 + x)) - r * mp.log(1 + x)
+
+    v = mp.mpf(variance)
+    assert found.item() == pytest.approx(float(truth(v)), abs=1e-7)
+    slope = float(mp.diff(truth, v, h=v * mp.mpf(10) ** -15))
+    assert torch.autograd.grad(found, s)[0].item() == pytest.approx(slope, rel=1e-3)
+
+
+AT_ZERO = {
+    "Poisson": (hh.EATPoisson, -1.0),
+    "gamma": (lambda rate: EATModulatedPoisson(rate, gain_variance=0.5), -1.0),
+    "log-normal": (lambda rate: EATModulatedPoisson(rate, gain_variance=0.5, gain="lognormal"), -1.0),
+    "Erlang": (lambda rate: hh.EATErlang(rate, stages=3), -1.0),
+    "Erlang, ordinary": (lambda rate: hh.EATErlang(rate, stages=3, ordinary=True), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", AT_ZERO)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slopes_at_rate_zero(name, dtype):
+    """P(0) = 1 - λ + … and P(1) = λ - …, so that d ln P(0) = -1 and dE f = f(1) - f(0); for an ordinary start, 0."""
+    law, slope = AT_ZERO[name]
+    rate = torch.tensor([0.0, 2.0], dtype=dtype, requires_grad=True)
+    log_prob = law(rate).log_prob(torch.tensor(0.0))
+    assert log_prob[0] == 0
+    by_mean = dispersion.expectation(lambda n: (n - 3) ** 2, law(rate))
+    by_difference = dispersion.count_difference(lambda n: (n - 3) ** 2, law(rate), 100)
+    for value, expected in ((log_prob, slope), (by_mean, -5 * -slope), (by_difference, -5 * -slope)):
+        found = torch.autograd.grad(value.sum(), rate)[0]
+        assert found[0].item() == pytest.approx(expected, abs=1e-5)
+        assert bool(found.isfinite().all())
+    assert by_mean[0].item() == 9

@@ -16,8 +16,8 @@ from hitchhiker.kernels import operators
 from hitchhiker.relaxations.common import RateLaw
 
 GAINS = ("gamma", "lognormal")
-#: below this gain variance the log-pmf is its first-order expansion about the Poisson one
-SMALL = 1e-7
+#: below this gain variance, and where σ² max(n, λ) is small too, the log-pmf is its first-order expansion about the Poisson one
+SMALL, SMALL_SPREAD = 1e-7, 1e-5
 #: nodes of the sum over log-normal gains, in posterior standard deviations about the mode
 _NODES = torch.linspace(-16.0, 14.0, 241, dtype=torch.float64)
 
@@ -106,29 +106,31 @@ class EATModulatedPoisson(RateLaw):
         c, v = self._factor(moments.mean_factor), self._factor(moments.variance_factor)
         return v * self.rate + c.square() * self.gain_variance * self.rate.square()
 
-    def _gains(self, shape: torch.Size) -> Float[Tensor, "..."]:
-        variance = self.gain_variance.expand(shape)
-        # 1/σ² beyond float range, or the slope of a root at 0, would be NaN: no gain to draw there
-        steady = variance < 1e-30
+    def _modulated(self, sample_shape) -> Float[Tensor, "..."]:
+        """gλ, each sample with its own gain; in float32 at least, for torch draws no Gamma in half precision."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        dtype = torch.promote_types(self.parameter.dtype, torch.float32)
+        variance, rate = self.gain_variance.to(dtype).expand(shape), self.parameter.to(dtype).expand(shape)
+        # a gain this near to 1 is no different from 1, and its slope in σ² would be NaN
+        steady = variance < torch.finfo(dtype).eps ** 2
         variance = torch.where(steady, 1.0, variance)
         if self.gain == "gamma":
             gain = torch._standard_gamma(1 / variance) * variance
         else:
             square = torch.log1p(variance)
             gain = (square.sqrt() * torch.randn_like(variance) - square / 2).exp()
-        return torch.where(steady, 1.0, gain)
+        return torch.where(steady, 1.0, gain) * (rate.exp() if self.is_log else rate)
 
     def rsample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Relaxed counts of shape ``(*sample_shape, *batch)``: gradients reach the rate and the gain's variance."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        modulated = self._gains(shape) * self.rate.expand(shape)
-        return operators.arrival_time(modulated, self.temperature, self.indicator.name, False, self.hard)
+        rates = self._modulated(sample_shape)
+        count = operators.arrival_time(rates, self.temperature, self.indicator.name, False, self.hard)
+        return count.to(self.parameter.dtype)
 
     def sample(self, sample_shape=()) -> Float[Tensor, "..."]:
         """Whole counts (as floats), not relaxed."""
         with torch.no_grad():
-            shape = self._extended_shape(torch.Size(sample_shape))
-            return torch.poisson(self._gains(shape) * self.rate.expand(shape))
+            return torch.poisson(self._modulated(sample_shape)).to(self.parameter.dtype)
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """ln P(value), nats, at real ``value >= 0``; differentiable in λ and σ². Not the density of the relaxed law."""
@@ -140,17 +142,20 @@ class EATModulatedPoisson(RateLaw):
         certain, impossible = (n == 0) & (lam == 0), (n > 0) & (lam == 0)
         lam = torch.where(lam == 0, 1.0, lam)
         poisson = n * lam.log() - lam - torch.lgamma(n + 1)
-        near = variance < SMALL
+        near = (variance < SMALL) & (variance * torch.maximum(n, lam) < SMALL_SPREAD)
         expanded = poisson + variance / 2 * ((n - lam).square() - n)
         mixed = (self._gamma if self.gain == "gamma" else self._lognormal)(n, lam, torch.where(near, 1.0, variance))
         found = torch.where(near, expanded, mixed)
-        return torch.where(certain, 0.0, torch.where(impossible, -torch.inf, found)).to(self.parameter.dtype)
+        silent = 0.0 - self.rate.double().expand_as(found)  # P(0) = 1 - λ + … for either gain
+        return torch.where(certain, silent, torch.where(impossible, -torch.inf, found)).to(self.parameter.dtype)
 
     @staticmethod
     def _gamma(n: Tensor, lam: Tensor, variance: Tensor) -> Tensor:
         r, spread = 1 / variance, variance * lam
-        ways = torch.lgamma(n + r) - torch.lgamma(r) - torch.lgamma(n + 1)
-        return ways + n * (spread.log() - torch.log1p(spread)) - r * torch.log1p(spread)
+        # ln Γ(n + r) - ln Γ(r) - n ln r, by Stirling's formula where the two are far larger than their difference
+        stirling = (n + r - 0.5) * torch.log1p(n * variance) - n - n * variance.square() / (12 * (1 + n * variance))
+        ways = torch.where(variance < 1e-5, stirling, torch.lgamma(n + r) - torch.lgamma(r) + n * variance.log())
+        return ways - torch.lgamma(n + 1) + n * lam.log() - (n + r) * torch.log1p(spread)
 
     @staticmethod
     def _lognormal(n: Tensor, lam: Tensor, variance: Tensor) -> Tensor:

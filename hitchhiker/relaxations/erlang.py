@@ -321,4 +321,7 @@ class EATErlang(RateLaw):
         known = torch.where(fine >= 0, fine, 0.0)
         terms = known * log_lam - lam - torch.lgamma(known + 1) + weight.view(-1, *tail)
         possible = (fine >= 0) & ((lam > 0) | (fine == 0))
-        return torch.logsumexp(torch.where(possible, terms, -torch.inf), dim=0).to(self.parameter.dtype)
+        found = torch.logsumexp(torch.where(possible, terms, -torch.inf), dim=0)
+        # at rate 0 the terms that vanish there have slopes too: P(0) = 1 - λ + …, or flat where k arrivals must come first
+        silent = 0.0 - lam / k if k == 1 or not self.ordinary else torch.zeros_like(lam)
+        return torch.where((lam == 0) & (value == 0), silent, found).to(self.parameter.dtype)
