@@ -137,7 +137,21 @@ def registered(indicator: str | SoftIndicator) -> SoftIndicator:
 
 
 def register(indicator: SoftIndicator) -> SoftIndicator:
-    """Make ``indicator`` known by its name to every law, moment and derivation; a taken name is a ``ValueError``."""
+    """Make ``indicator`` known by its name to every law, moment and derivation.
+
+    Raises ``ValueError`` for what is no :class:`SoftIndicator`, a taken name, a support that is not (-S, S) with S > 0, and
+    where f(u) + f(-u) is not 1 (seen at a few points).
+    """
+    if not isinstance(indicator, SoftIndicator):
+        raise ValueError(f"indicator must be a SoftIndicator, got {indicator!r}")
+    low, high = indicator.support
+    if not (low == -high and high > 0):
+        raise ValueError(f"support must be (-S, S) with S > 0, got {indicator.support}")
+    u = torch.linspace(0, 1, 9, dtype=torch.float64) * min(high, 8.0)
+    total = indicator(u) + indicator(-u)
+    if not torch.allclose(total, torch.ones_like(u), rtol=0, atol=1e-6):
+        worst = int((total - 1).abs().nan_to_num(torch.inf).argmax())
+        raise ValueError(f"f(u) + f(-u) must be 1, got {total[worst]:g} at u = {u[worst]:g}")
     if indicator.name in REGISTRY:
         raise ValueError(f"indicator name must be new, got {indicator.name!r}; known: {sorted(REGISTRY)}")
     REGISTRY[indicator.name] = indicator

@@ -1,6 +1,7 @@
 """The soft indicators: symmetry, derivative, constants, and the bound on their product."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,3 +111,23 @@ def test_get_and_register():
         assert get(indicators.register(septic).name) is septic
     finally:
         del REGISTRY["septic"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"support": (-1.0, 2.0)}, r"support must be \(-S, S\) with S > 0, got \(-1.0, 2.0\)"),
+        ({"support": (1.0, -1.0)}, "support must be"),
+        ({"_value": lambda u: ((u + 1) / 2) ** 2}, r"f\(u\) \+ f\(-u\) must be 1, got 0.5 at u = 0"),
+        ({"_value": lambda u: u / 0.0}, "must be 1, got nan at u = 0"),
+    ],
+)
+def test_what_is_no_soft_indicator_is_not_registered(changes, message):
+    with pytest.raises(ValueError, match=message):
+        indicators.register(replace(get("cubic"), name="mine", **changes))
+    assert "mine" not in REGISTRY
+
+
+def test_a_name_is_not_registered():
+    with pytest.raises(ValueError, match="must be a SoftIndicator, got 'x'"):
+        indicators.register("x")
