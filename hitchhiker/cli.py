@@ -251,7 +251,7 @@ if typer is not None:
         }
         given["prior"] = list(given["prior"])  # as JSON gives it back
         given["images"] = None if images is None else str(images)
-        explicit = {name for name in given if _was_typed(context, name)}
+        explicit = {name for name in given if _poglm_train.was_typed(context, name)}
         run_pvae(
             out, given, explicit, resume=resume, quiet=quiet, checkpoint_every=checkpoint_every, tensorboard=tensorboard
         )
@@ -374,8 +374,3 @@ def _device(name: str):
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device must be cpu here (no CUDA device is available), got {name!r}")
     return device
-
-
-def _was_typed(context: Any, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

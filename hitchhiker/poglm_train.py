@@ -6,15 +6,22 @@ import copy
 import math
 import shlex
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hitchhiker._files import is_vacant, read_json, write_json
+from hitchhiker.checks import require_count
 from hitchhiker.datasets.spikes import PRESETS, SpikeData, load_spikes, parasol_cells, split_recording, synthetic_poglm
 from hitchhiker.models.glm import choose_history, fit_glm
 from hitchhiker.models.poglm import CHECKPOINT, POGLM, fit_poglm, recovery
+
+try:
+    import typer
+except ImportError:  # training needs no command
+    typer = None  # type: ignore[assignment]
 
 CONFIG, EVALUATION = "config.json", "evaluation.json"
 NEEDED = (
@@ -23,21 +30,32 @@ NEEDED = (
 )  # fmt: skip
 
 
-def train_poglm(out: str | Path, given: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
+def train_poglm(
+    out: str | Path, given: dict[str, Any], *, explicit: Collection[str] = (), resume: bool = False
+) -> dict[str, Any]:
     """Train one model into the folder ``out`` and judge it; returns what ``evaluation.json`` keeps.
 
     ``given`` holds the command's arguments (see ``hitchhiker train poglm --help``).  A resumed run takes them from
-    ``config.json``.  Raises ``ValueError`` for a bad argument before anything is written.
+    ``config.json``; those in ``explicit``, which the user typed, must agree with it.
+    Raises ``ValueError`` for a bad argument before anything is written.
     """
     out = Path(out)
     config = out / CONFIG
     if resume:
         if not config.exists():
             raise ValueError(f"--out must be the folder of a run to resume, got {str(out)!r} without {CONFIG}")
-        given = read_json(config, NEEDED)
+        stored = read_json(config, NEEDED)
+        for name in sorted(explicit):
+            if name in stored and stored[name] != given[name]:
+                raise ValueError(f"{_option(name)} must be {stored[name]} to resume {out}, got {given[name]}")
+        given = stored
     elif out.exists() and not (out.is_dir() and is_vacant(out)):
         raise ValueError(f"--out must be a new or empty folder unless --resume is given, got {str(out)!r}")
+    _check(given, explicit)
     data = _data(given)
+    if len(data.test) < 2:
+        raise ValueError(f"--length must leave at least two sequences for test, got {given['length']}")
+    chosen = choose_history(data.train, max_rate=given["max_rate"])
     glm = fit_glm(data.train, given["history"], max_rate=given["max_rate"])
     model = POGLM(
         data.num_visible, given["hidden"], given["history"], given["seed"], encoder=given["encoder"],
@@ -52,7 +70,6 @@ def train_poglm(out: str | Path, given: dict[str, Any], *, resume: bool = False)
     out.mkdir(parents=True, exist_ok=True)
     write_json(config, given)
     fit = fit_poglm(model, data.train, data.test, out=out / "run", resume=True, **options)
-    chosen = choose_history(data.train, max_rate=given["max_rate"])
     test = data.test
     reference = chosen.model.log_likelihood(test)
     with torch.random.fork_rng(devices=[]):
@@ -93,6 +110,25 @@ def _gain(prefix: str, values: torch.Tensor, reference: torch.Tensor) -> dict[st
     }
 
 
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check(given: dict[str, Any], explicit: Collection[str]) -> None:
+    """What only the judging would stumble over, and sources of counts that exclude each other."""
+    require_count("--particles", given["particles"])
+    require_count("--refine", given["refine"], minimum=0)
+    source = "spikes" if given["spikes"] is not None else "parasol" if given["parasol"] else "preset"
+    others = {"spikes": ("parasol", "preset", "data_set"), "parasol": ("preset", "data_set"), "preset": ()}[source]
+    for name in others:
+        if name in explicit and given[name] is not False:
+            raise ValueError(
+                f"--{source} and {_option(name)} exclude each other, got {given[source]} and {given[name]}"
+            )
+    if given["key"] is not None and source != "spikes":
+        raise ValueError(f"--key must name an array of --spikes, got {given['key']!r} without --spikes")
+
+
 def _data(given: dict[str, Any]) -> SpikeData:
     if given["spikes"] is not None:
         counts = load_spikes(given["spikes"], given["key"])
@@ -106,12 +142,18 @@ def _data(given: dict[str, Any]) -> SpikeData:
     return synthetic_poglm(given["preset"], given["data_set"] + 1, length=given["length"])[given["data_set"]]
 
 
+def was_typed(context: Any, name: str) -> bool:
+    """Whether an option of a typer command was given, rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def register(app: Any) -> None:
     """Add ``poglm`` to a typer application, ``hitchhiker train``."""
-    import typer
 
     @app.command("poglm")
     def train(
+        context: typer.Context,
         out: Path = typer.Option(..., help="Folder of the run: new or empty, unless --resume."),  # noqa: B008
         spikes: Path = typer.Option(None, help="Your counts: an .npz with one array (T bins, N neurons)."),  # noqa: B008
         key: str = typer.Option(None, help="Name of the array in --spikes, if it holds several."),
@@ -142,10 +184,11 @@ def register(app: Any) -> None:
 
         Example: hitchhiker train poglm --preset strong --refine 30 --out runs/hidden
         """
-        given = {name: value for name, value in locals().items() if name not in {"out", "resume", "typer"}}
+        given = {name: value for name, value in locals().items() if name not in {"context", "out", "resume"}}
         given["spikes"] = None if spikes is None else str(spikes)
         try:
-            result = train_poglm(out, given, resume=resume)
+            explicit = {name for name in given if was_typed(context, name)}
+            result = train_poglm(out, given, explicit=explicit, resume=resume)
         except KeyboardInterrupt:
             if (out / CONFIG).exists():
                 again = shlex.join(["hitchhiker", "train", "poglm", "--out", str(out), "--resume"])
@@ -153,8 +196,9 @@ def register(app: Any) -> None:
                 raise typer.Exit(130) from None
             raise
         print(
-            f"{given['method']}: test log-likelihood a sequence {result['log_likelihood']:.2f}, visible-only GLM "
-            f"{result['glm_log_likelihood']:.2f}: gain {result['gain_on_glm']:.2f} ± {result['gain_error']:.2f} nats"
+            f"{read_json(out / CONFIG)['method']}: test log-likelihood a sequence {result['log_likelihood']:.2f}, "
+            f"visible-only GLM {result['glm_log_likelihood']:.2f}: "
+            f"gain {result['gain_on_glm']:.2f} ± {result['gain_error']:.2f} nats"
         )
         if "refined_log_likelihood" in result:
             print(f"refined: gain {result['refined_gain_on_glm']:.2f} ± {result['refined_gain_error']:.2f} nats")

@@ -683,12 +683,40 @@ def test_train_command_and_resume(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--particles", "0"], "--particles must be a whole number >= 1, got 0"),
+        (["--refine", "-1"], "--refine must be a whole number >= 0, got -1"),
+        (["--spikes", "MINE", "--length", "40"], "--length must leave at least two sequences for test, got 40"),
+        (["--spikes", "MINE", "--parasol"], "--spikes and --parasol exclude each other"),
+        (["--spikes", "MINE", "--preset", "paper"], "--spikes and --preset exclude each other"),
+        (["--parasol", "--data-set", "1"], "--parasol and --data-set exclude each other"),
+        (["--key", "a"], "--key must name an array of --spikes"),
+        (["--seed", str(2**63)], "seed must be below 2^63"),
+    ],
+)
+def test_train_command_checks_before_it_trains(tmp_path, capsys, options, words):
+    np.savez(tmp_path / "mine.npz", np.ones((120, 2)))
+    options = [str(tmp_path / "mine.npz") if o == "MINE" else o for o in options]
+    assert main(["train", "poglm", "--out", str(tmp_path / "run"), "--steps", "1", *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_command_on_your_own_counts(tmp_path, capsys):
     counts = torch.poisson(torch.ones(120, 3)).numpy().astype(int)
     np.savez(tmp_path / "mine.npz", counts)
     small = ["--length", "20", "--steps", "2", "--hidden", "1", "--channels", "0", "--particles", "20", "--refine", "2"]
     assert main(["train", "poglm", "--spikes", str(tmp_path / "mine.npz"), "--out", str(tmp_path / "run"), *small]) == 0
     assert "visible-only GLM" in capsys.readouterr().out
+    again = ["train", "poglm", "--out", str(tmp_path / "run"), "--resume"]
+    assert main([*again, "--method", "gsm"]) == 2
+    assert "--method must be eat-cubic to resume" in capsys.readouterr().err
+    assert main([*again, "--steps", "2"]) == 0
+    assert "eat-cubic: test log-likelihood" in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert "refined_gain_on_glm" in result
     assert "weights_error" not in result  # nobody knows the truth
