@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def require_seed(name: str, seed: int) -> None:
 def stream(seed: int, part: int) -> int:
     """Seed of a part of the work (an epoch, a parameter), in torch's range."""
     return (seed * 1_000_003 + part) % 2**64
+
+
+@contextlib.contextmanager
+def own_random_numbers(seed: int | None, device: Any = "cpu") -> Iterator[None]:
+    """Torch's random numbers on the CPU and on ``device`` start at ``seed`` (None: go on) and are then as they were.
+
+    ``torch.manual_seed`` would also seed all other devices, which ``fork_rng`` does not give back.
+    """
+    import torch
+
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        if seed is not None and device.type not in ("cpu", "cuda"):
+            torch.manual_seed(seed)
+        elif seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+        yield
 
 
 def _sync_directory(folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hitchhiker._files import own_random_numbers
 from hitchhiker.checks import require_count
 from hitchhiker.relaxations.common import RelaxedPoisson
 
@@ -95,10 +96,8 @@ class CountMonitor:
         if (self._calls - 1) % self.every:
             return
         rate = law.rate.detach()
-        devices = [rate.device] if rate.is_cuda else []
-        with torch.random.fork_rng(devices), torch.enable_grad():
-            # a stream of its own: the same every time it looks at the same step
-            torch.manual_seed(self._calls)
+        # a stream of its own: the same every time it looks at the same step
+        with own_random_numbers(self._calls, rate.device), torch.enable_grad():
             leaf = law.parameter.detach().clone().requires_grad_()
             count, slope = zip(*(self._draw(law.with_parameter(leaf), leaf) for _ in range(2)), strict=True)
         spread = (count[0] - count[1]).double().square() / 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hitchhiker._files import is_vacant, read_json, write_json
+from hitchhiker._files import is_vacant, own_random_numbers, read_json, write_json
 from hitchhiker.checks import require_count
 from hitchhiker.datasets.spikes import PRESETS, SpikeData, load_spikes, parasol_cells, split_recording, synthetic_poglm
 from hitchhiker.models.glm import choose_history, fit_glm
@@ -72,8 +72,7 @@ def train_poglm(
     fit = fit_poglm(model, data.train, data.test, out=out / "run", resume=True, **options)
     test = data.test
     reference = chosen.model.log_likelihood(test)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(given["seed"])
+    with own_random_numbers(given["seed"]):
         result: dict[str, Any] = {
             "elbo": float(model.elbo(test).mean()),
             "importance_log_likelihood": float(model.importance_log_likelihood(test).mean()),

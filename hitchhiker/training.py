@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from hitchhiker._files import (
     is_vacant,
+    own_random_numbers,
     read_json,
     require_entries,
     require_seed,
@@ -784,9 +785,7 @@ def _own_random_streams(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch, numpy and Python for the run, and give the caller's streams back afterwards."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with own_random_numbers(seed, device):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 import hitchhiker as hh
+from hitchhiker import training
+from hitchhiker.models import POGLM, PoissonVAE, fit_poglm
 from hitchhiker.monitoring import CountMonitor
 
 J2 = {"cubic": 3 / 35}  # ∫u²f'²
@@ -62,6 +64,21 @@ def test_training_is_the_same_with_a_monitor():
         monitor.update(law)
         watched.append(law.rsample())
     assert all(torch.equal(a, b) for a, b in zip(alone, watched, strict=True))
+
+
+def test_no_gpu_is_seeded_by_a_law_on_the_cpu(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    before = torch.get_rng_state()
+    CountMonitor().update(hh.EATPoisson(rate=torch.ones(5), temperature=0.5))
+    model = PoissonVAE(4, 2)
+    model.evaluate(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), 2)
+    model.importance_bound(torch.zeros(3, 4), 2)
+    fit_poglm(POGLM(2, 1), torch.ones(2, 5, 2), steps=1)
+    training.fit(model, torch.zeros(4, 4), epochs=1)
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_looks_only_now_and_then():

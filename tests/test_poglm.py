@@ -599,6 +599,13 @@ def test_bad_models_are_named(arguments, words):
         POGLM(**({"num_visible": 2, "num_hidden": 1} | arguments))
 
 
+@pytest.mark.parametrize("num_samples", [0, -1])
+@pytest.mark.parametrize("name", ["elbo", "conditional_log_likelihood", "clipped"])
+def test_no_samples_are_refused(name, num_samples):
+    with pytest.raises(ValueError, match="num_samples must be a whole number >= 1"):
+        getattr(POGLM(2, 1), name)(torch.ones(2, 5, 2), num_samples)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

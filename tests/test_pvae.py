@@ -353,6 +353,13 @@ def test_bad_arguments(arguments, message):
         PoissonVAE(**{"num_pixels": 9, "num_latents": 4, **arguments})
 
 
+@pytest.mark.parametrize("num_samples", [0, -1])
+@pytest.mark.parametrize("name", ["reconstruct", "importance_bound"])
+def test_no_samples_are_refused(name, num_samples):
+    with pytest.raises(ValueError, match="num_samples must be a whole number >= 1"):
+        getattr(PoissonVAE(4, 2), name)(torch.zeros(3, 4), num_samples)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="x must have 9 pixels"):
         small().loss(torch.zeros(3, 8))

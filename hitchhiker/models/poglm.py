@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hitchhiker import estimators
-from hitchhiker._files import is_vacant, require_entries, require_seed, sha256, stream, write_atomically
+from hitchhiker._files import (
+    is_vacant,
+    own_random_numbers,
+    require_entries,
+    require_seed,
+    sha256,
+    stream,
+    write_atomically,
+)
 from hitchhiker.checks import require_count
 
 from .glm import GLM, MIN_RATE, check_counts, fit_glm, get_link, lagged
@@ -377,6 +385,7 @@ class POGLM(nn.Module):
     @torch.no_grad()
     def elbo(self, counts: Real[Tensor, "..."], num_samples: int = 16) -> Float[Tensor, "..."]:
         """ELBO of each sequence at true integer counts, KL in closed form: (*population, sequences), nats."""
+        require_count("num_samples", num_samples)
         x = counts.to(self.bias)
         total = torch.zeros(())
         for size in _chunks(num_samples, 8):
@@ -409,6 +418,7 @@ class POGLM(nn.Module):
         self, counts: Real[Tensor, "..."], num_samples: int = 16
     ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         """(E ln p(x | z), E ln p(x, z)) with z ~ q: the text's CLL, and what the authors' code reports under that name."""
+        require_count("num_samples", num_samples)
         x = counts.to(self.bias)
         z, _ = self.sample_posterior(x, num_samples)
         rate = self.rates(self.drive(x), z)
@@ -453,6 +463,7 @@ class POGLM(nn.Module):
     @torch.no_grad()
     def clipped(self, counts: Real[Tensor, "..."], num_samples: int = 1) -> Float[Tensor, "..."]:
         """(*population) fraction of the network's rates that ``max_rate`` holds, with z ~ q: near 0 in a sane model."""
+        require_count("num_samples", num_samples)
         x = counts.to(self.bias)
         z, _ = self.sample_posterior(x, num_samples)
         return (self.rates(self.drive(x), z) >= self.max_rate).to(x).mean(dim=(-1, -2, -3)).mean(dim=0)
@@ -779,8 +790,7 @@ def fit_poglm(
     }  # fmt: skip
     if fit.out is not None:
         arguments |= {"counts": sha256(x), "validation": sha256(held)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_random_numbers(seed, model.bias.device):
         if resume:
             running = _load(fit, model, optimizer, arguments)
         start = fit.steps
@@ -804,7 +814,7 @@ def fit_poglm(
             if (step + 1) % every == 0 or step + 1 == steps:
                 row = {"step": step + 1, "loss": torch.stack(running).mean(dim=0).tolist()}
                 running = []
-                with torch.random.fork_rng(devices=[]):  # looking must not change what is seen
+                with own_random_numbers(None, model.bias.device):  # looking must not change what is seen
                     row["clipped"] = model.clipped(part).tolist()
                     if held is not None:
                         row["val_elbo"] = model.elbo(held, 8).mean(dim=-1).tolist()

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hitchhiker import estimators
-from hitchhiker._files import require_seed
+from hitchhiker._files import own_random_numbers, require_seed
+from hitchhiker.checks import require_count
 
 from .methods import Method, get_method
 
@@ -343,6 +344,7 @@ class PoissonVAE(nn.Module):
     ) -> tuple[Float[Tensor, "*models items pixels"], Float[Tensor, "samples *models items latents"]]:
         """Reconstruction from true Poisson counts (τ = 0), averaged over ``num_samples`` of them; and the
         counts."""
+        require_count("num_samples", num_samples)
         rates = self.rates(x)
         z = torch.poisson(rates.expand(num_samples, *rates.shape))
         return self.decode(z).mean(dim=0), z
@@ -369,9 +371,7 @@ class PoissonVAE(nn.Module):
         step = max(1, chunk // (num_samples * self.num_latents * models))
         sse, noise, kl, zeros, rate = [], [], [], [], []
         first = second = torch.zeros((), dtype=torch.float64, device=x.device)
-        devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+        with own_random_numbers(seed, x.device):
             for part in x.split(step):
                 log_rate, log_prior = self.log_rates(part)
                 kl.append(_kl_of_log_rates(log_rate, log_prior).sum(dim=-1).double())
@@ -410,10 +410,9 @@ class PoissonVAE(nn.Module):
 
         -ln (1/S) Σ_s p(x|z_s) p(z_s)/q(z_s|x), z_s ~ q, with observation noise σ² = 1/2 (Burda et al., 2016).
         """
-        devices = [x.device] if x.device.type == "cuda" else []
+        require_count("num_samples", num_samples)
         rows = []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+        with own_random_numbers(seed, x.device):
             for part in x.split(max(1, (1 << 22) // (num_samples * self.num_latents * (self.population or 1)))):
                 log_rate, log_prior = self.log_rates(part)
                 rate, prior = log_rate.exp(), log_prior.exp()
