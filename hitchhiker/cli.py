@@ -9,6 +9,7 @@ A new subcommand is one function with a decorator: ``@app.command()``, or ``@tra
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 HINT = 'this command needs further packages: pip install "hitchhiker[train]"'
+MOST_THREADS = 1024
 
 try:
     import typer
@@ -305,9 +307,11 @@ def run_pvae(
         raise ValueError(f"--out must be a new or empty folder unless --resume is given, got {str(out)!r}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {str(out)!r}")
-    device = _device(given["device"])
-    if given["threads"] < 0:
-        raise ValueError(f"--threads must be >= 0, got {given['threads']}")
+    device = check_device(given["device"])
+    if not 0 <= given["threads"] <= MOST_THREADS:
+        raise ValueError(f"--threads must be >= 0 and <= {MOST_THREADS}, got {given['threads']}")
+    if not 0 <= checkpoint_every < math.inf:
+        raise ValueError(f"--checkpoint-every must be >= 0 and finite, got {checkpoint_every}")
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     model = PoissonVAE(
@@ -362,7 +366,8 @@ def _patches(given: dict[str, Any]):
     )
 
 
-def _device(name: str):
+def check_device(name: str):
+    """The device that ``--device`` names; ``ValueError`` when it is not to be had here."""
     import torch
 
     if name == "auto":
@@ -371,6 +376,10 @@ def _device(name: str):
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device must be cpu, cuda or auto, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or auto, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device must be cpu here (no CUDA device is available), got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device must be one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
     return device

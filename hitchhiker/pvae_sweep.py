@@ -466,7 +466,15 @@ def register(app: Any) -> None:
 
         Example: hitchhiker sweep pvae --preset laptop --workers 2
         """
+        from hitchhiker.cli import MOST_THREADS, check_device
+
         where = None if images is None else str(images)
+        if cluster is None:  # its machines may have what this one has not
+            device = str(check_device(device))
+        if not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"--threads must be >= 1 and <= {MOST_THREADS}, got {threads}")
+        if images is not None and cluster is None and not images.is_dir():
+            raise ValueError(f"--images must be a folder of images, got {where!r}")
         if dry:
             rows = estimate(preset, images=where, device=device, threads=threads)
             for row in rows:

@@ -131,6 +131,10 @@ def test_the_command(tiny, tmp_path, capsys):
     [
         (["--preset", "papr"], "preset must be one of paper, short, laptop, .*smoke.*got 'papr'"),
         (["--only", "exakt"], "only must name groups among exact, .*got exakt"),
+        (["--device", "tpu"], "--device must be cpu, cuda or auto, got 'tpu'"),
+        (["--device", "cuda:99"], "--device must be"),
+        (["--threads", "0"], "--threads must be >= 1 and <= 1024, got 0"),
+        (["--images", "nowhere/at/all"], "--images must be a folder of images, got 'nowhere/at/all'"),
         (["--workers", "0"], "workers must be a whole number >= 1, got 0"),
     ],
 )

@@ -545,8 +545,8 @@ def _check(num_pixels, num_latents, seed, population, encoder, decoder, hidden, 
             raise ValueError(f"{name} must be >= 1, got {value}")
     if not scale > 0:
         raise ValueError(f"init_scale must be > 0, got {scale}")
-    if not (len(prior) == 2 and prior[0] <= prior[1]):
-        raise ValueError(f"prior_log_rates must be (low, high) with low <= high, got {prior}")
+    if not (len(prior) == 2 and -math.inf < prior[0] <= prior[1] < math.inf):
+        raise ValueError(f"prior_log_rates must be (low, high), finite, with low <= high, got {prior}")
     for role, kind in (("encoder", encoder), ("decoder", decoder)):
         if not isinstance(kind, nn.Module) and kind not in ARCHITECTURES:
             raise ValueError(f"{role} must be one of {ARCHITECTURES} or a module, got {kind!r}")
