@@ -599,6 +599,19 @@ def test_bad_models_are_named(arguments, words):
         POGLM(**({"num_visible": 2, "num_hidden": 1} | arguments))
 
 
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        (-torch.ones(2, 5, 2), "counts must hold whole numbers >= 0, got -1"),
+        (torch.full((2, 5, 2), torch.nan), "counts must hold whole numbers >= 0, got nan"),
+        (torch.ones(2, 5, 3), "counts must have the shape"),
+    ],
+)
+def test_loss_of_what_are_no_counts(counts, words):
+    with pytest.raises(ValueError, match=words):
+        POGLM(2, 1).loss(counts)
+
+
 @pytest.mark.parametrize("num_samples", [0, -1])
 @pytest.mark.parametrize("name", ["elbo", "conditional_log_likelihood", "clipped"])
 def test_no_samples_are_refused(name, num_samples):

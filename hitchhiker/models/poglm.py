@@ -342,8 +342,16 @@ class POGLM(nn.Module):
             sample, the paper's form: its ln z! cancels and a relaxed z enters linearly, so with an indicator whose mean is
             off (c ≠ 1) the KL is off by that factor, and the objective is no bound.
 
-        Raises ``ValueError`` for an unknown method or form, or a method that the encoder cannot use.
+        Raises ``ValueError`` for counts that are not whole numbers >= 0 of V neurons, an unknown method or form, or a
+        method that the encoder cannot use.
         """
+        check_counts("counts", counts, self.num_visible)
+        return self._loss(counts, method, temperature, num_samples, kl=kl)
+
+    def _loss(
+        self, counts: Tensor, method: str | Method, temperature: Tensor | float, num_samples: int, *, kl: str
+    ) -> Tensor:
+        """As :meth:`loss`, for counts that are known to be good: looking at them each step would make a GPU wait."""
         chosen, local = _method(method)
         require_count("num_samples", num_samples)
         if kl not in KL_FORMS:
@@ -805,7 +813,7 @@ def fit_poglm(
                 group["lr"] = rate
             part = x if batch == sequences else x[..., _batch(seed, step, sequences, batch), :, :]
             optimizer.zero_grad(set_to_none=True)
-            loss = model.loss(part, chosen if method != LOCAL_SCORE else method, temperature, num_samples, kl=kl).mean(
+            loss = model._loss(part, chosen if method != LOCAL_SCORE else method, temperature, num_samples, kl=kl).mean(
                 dim=-1
             )
             loss.sum().backward()
