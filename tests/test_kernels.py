@@ -480,14 +480,45 @@ def test_nan_never_passes_for_a_count(backend):
 
 
 def test_rates_beyond_all_reason(backend):
-    """A rate that no integer holds: the last category for a truncated law, NaN for arrivals; never another unit's memory."""
+    """A rate that no integer holds: the last category for a truncated law, a normal count for arrivals."""
     log_rate = torch.tensor([0.0, 15.0, 44.0, 60.0, 80.0], dtype=backend.dtype)
     for tau in (0.05, 0.5):
         z = GSMPoisson(log_rate=log_rate, num_categories=10, temperature=tau).rsample((20,))
         assert bool(((z >= 0) & (z <= 9)).all())
         torch.testing.assert_close(z[:, 2:], torch.full_like(z[:, 2:], 9.0))
-    if backend.name == "compiled":
-        assert EATPoisson(log_rate=log_rate[3:]).rsample().isnan().all()
+    if backend.name != "cuda":
+        q = EATPoisson(log_rate=log_rate[2:])
+        torch.testing.assert_close(q.rsample() / q.mean, torch.ones(3, dtype=backend.dtype), rtol=1e-7, atol=0)
+
+
+@every_indicator
+@pytest.mark.parametrize("tau", [0.1, 0.5, 3.0])
+@pytest.mark.parametrize("rate", [3e8, 1e13])
+def test_normal_sums_over_a_full_window(name, tau, rate, backend):
+    """Beyond 2^22 arrivals in a window: moments of count and slope and their covariance, at six sigma."""
+    if backend.name == "cuda":
+        pytest.skip("the Triton kernel draws every arrival")
+
+    def law(r, hard=False):
+        return EATPoisson(rate=r, temperature=tau, indicator=name, hard=hard)
+
+    z, slope = samples_with_slopes(law, rate, 20_000, backend.dtype)
+    testing.assert_cumulants(z, cumulants(name, tau, rate))
+    testing.assert_cumulants(slope, slope_cumulants(name, tau, rate))
+    product = (z - cumulants(name, tau, rate)[0]) * (slope - moments.gradient_mean(name, tau))
+    testing.assert_mean(product, moments.count_gradient_covariance(name, tau))
+    with pytest.raises(AssertionError):
+        testing.assert_mean(product, 1.5 * moments.count_gradient_covariance(name, tau))
+    n, slope = samples_with_slopes(lambda r: law(r, hard=True), rate, 20_000, backend.dtype)
+    assert bool((n == n.round()).all())
+    testing.assert_cumulants(n, [rate] * 4)
+    testing.assert_cumulants(slope, slope_cumulants(name, tau, rate))
+    # Cov(hard count, dz/dλ) = ∫_0 f'(u)(1 - τu) du
+    x, w = GAUSS
+    high = min(1.0 if name != "sigmoid" else 40.0, 1 / tau)
+    u = high * (x + 1) / 2
+    shared = float(high / 2 * w @ (NUMPY[name][1](u) * (1 - tau * u)))
+    testing.assert_mean((n - rate) * (slope - moments.gradient_mean(name, tau)), shared)
 
 
 @pytest.mark.parametrize("rate", [1e-30, 1e-300, 1e-320])

@@ -17,6 +17,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from hitchhiker.kernels.window import HUGE, MANY, NODES, WEIGHTS
+
 #: indicators that have a compiled form; others take the plain path
 CODES = {"sigmoid": 0, "linear": 1, "cubic": 2, "quintic": 3, "cosine": 4}
 BLOCK = 8192
@@ -197,6 +199,40 @@ def _sigmoid_block(words, number, low, width, inverse_tau, state):
 
 
 @_compile(_options)
+def _normals(state):
+    """(two independent standard normal numbers, new state), by Box and Muller."""
+    state += _GOLDEN
+    radius = math.sqrt(-2.0 * math.log(_uniform(state)))
+    state += _GOLDEN
+    angle = 2.0 * math.pi * _uniform(state)
+    return radius * math.cos(angle), radius * math.sin(angle), state
+
+
+@_compile(_options)
+def _full_window(code, hard, number, half, high, inverse_tau, state):
+    """(Σ f(s), Σ f'(s)(1/τ - s), new state) as :func:`hitchhiker.kernels.window.sample_full_window`; Σ 1[s > 0] if hard."""
+    x1, x2, g1, g2, xg = 0.0, 0.0, 0.0, 0.0, 0.0
+    for side in range(2):
+        for j in range(NODES.size):
+            length = half if side == 0 else high
+            s = 0.5 * length * (1.0 + NODES[j]) * (-1.0 if side == 0 else 1.0)
+            share = 0.5 * length * WEIGHTS[j] / (half + high)
+            f, d = _indicator(code, s)
+            x = float(side) if hard else f
+            g = d * (inverse_tau - s)
+            x1 += share * x
+            x2 += share * x * x
+            g1 += share * g
+            g2 += share * g * g
+            xg += share * x * g
+    first, second, state = _normals(state)
+    root, along = math.sqrt(number), xg / math.sqrt(x2)
+    across = math.sqrt(max(0.0, g2 - along * along))
+    total = number * x1 + root * math.sqrt(x2) * first
+    return np.floor(total + 0.5) if hard else total, number * g1 + root * (along * first + across * second), state
+
+
+@_compile(_options)
 def _arrival_times(code, half, rates, temperature, is_log, hard, seed, start, stop, count, slope):
     state = np.uint64(seed)
     one_tau = temperature.size == 1
@@ -213,7 +249,7 @@ def _arrival_times(code, half, rates, temperature, is_log, hard, seed, start, st
             window = tau * width if tau > 0.0 else 0.0
             before = max(0.0, 1.0 - tau * high) if tau > 0.0 else 1.0
         rate = float(rates[i])
-        if not rate < 2.0**53:  # NaN in, NaN out, as for rates whose arrivals cannot be counted
+        if not rate < math.inf:  # NaN in, NaN out
             count[i], slope[i] = math.nan, math.nan
             continue
         total = rate * (before + window)
@@ -239,10 +275,18 @@ def _arrival_times(code, half, rates, temperature, is_log, hard, seed, start, st
                 gap -= math.log(_uniform(state))
             gap -= total
         else:
-            certain, state = _poisson(rate * before, state)
-            fractional, state = _poisson(rate * window, state)
-            n, crossed = certain, certain
-            left = int(fractional)
+            if rate * before > HUGE:
+                first, _, state = _normals(state)
+                certain = np.floor(rate * before + math.sqrt(rate * before) * first + 0.5)
+            else:
+                certain, state = _poisson(rate * before, state)
+            n, crossed, left = certain, certain, 0
+            if rate * window > MANY:
+                f, g, state = _full_window(code, hard, rate * window, half, high, inverse_tau, state)
+                n, crossed = n + f, crossed + f
+            else:
+                fractional, state = _poisson(rate * window, state)
+                left = int(fractional)
             while left > 0:
                 number = min(left, buffer.size)
                 if single:

@@ -7,12 +7,19 @@ all that a backward pass needs.
 from __future__ import annotations
 
 import torch
+from numpy.polynomial import legendre
 from torch import Tensor
 
 from hitchhiker.indicators import SoftIndicator
 
 #: arrivals (EAT) or unit-category pairs (GSM) held in memory at once
 BLOCK = 1 << 20
+#: beyond so many arrivals in a window, their sums are normal to within the resolution of any test: no loop over them
+MANY = 2.0**22
+#: beyond it a Poisson count is a rounded normal one: its log-pmf has no digits left to accept or reject by
+HUGE = 2.0**40
+#: Gauss-Legendre nodes and weights on [-1, 1] for the moments of a window
+NODES, WEIGHTS = legendre.leggauss(64)
 
 
 def window_bounds(temperature: Tensor, indicator: SoftIndicator) -> tuple[Tensor, Tensor]:
@@ -39,6 +46,43 @@ def from_window(
     )
 
 
+def poisson(mean: Tensor) -> Tensor:
+    """Poisson counts, by rounded normal ones for means beyond :data:`HUGE`; infinite means are NaN."""
+    huge = mean > HUGE
+    count = torch.poisson(torch.where(huge, 0.0, mean))
+    if not bool(huge.any()):
+        return count
+    wide = mean[huge].double()
+    count[huge] = (wide + wide.sqrt() * torch.randn_like(wide)).round().to(count.dtype)
+    return count
+
+
+def sample_full_window(
+    number: Tensor, temperature: Tensor, indicator: SoftIndicator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(Σ f, slope of it, #{s > 0}, slope of it) over Poisson(``number``) arrivals in the window, as normal numbers.
+
+    With x = (f, f'(1/τ - s)) of one uniform arrival the mean is Λ E x and the covariance Λ E x xᵀ; so too for the step in
+    the place of f. Each sum comes with a slope of its own, and the two pairs are not one joint draw.
+    """
+    number, tau = number.double(), temperature.double()
+    low, high = window_bounds(temperature, indicator)
+    low, high = low.double(), high.double()
+    node, weight = (torch.as_tensor(x, dtype=torch.float64, device=tau.device)[:, None] for x in (NODES, WEIGHTS))
+    s = torch.cat([low / 2 * (1 - node), high / 2 * (1 + node)])  # on either side of the step at 0
+    share = torch.cat([-low / 2 * weight, high / 2 * weight]) / (high - low)
+    g = indicator.derivative(s) * (1 / tau - s)
+    out = []
+    for x in (indicator(s), (s > 0).double()):
+        spread = (share * x * x).sum(0).sqrt()
+        along = (share * x * g).sum(0) / spread
+        across = ((share * g * g).sum(0) - along.square()).clamp(min=0).sqrt()
+        first, second = torch.randn_like(number), torch.randn_like(number)
+        out.append(number * (share * x).sum(0) + number.sqrt() * spread * first)
+        out.append(number * (share * g).sum(0) + number.sqrt() * (along * first + across * second))
+    return out[0], out[1], out[2].round(), out[3]
+
+
 def sample_arrival_time(
     rate: Tensor, temperature: Tensor, indicator: SoftIndicator, hard: bool
 ) -> tuple[Tensor, Tensor]:
@@ -52,9 +96,15 @@ def sample_arrival_time(
     # at τ = 0, 0 · (high - low) would be 0 · inf for 1/τ: the window is empty there
     width = torch.where(temperature > 0, temperature * (high - low), 0.0)
     before = torch.where(temperature > 0, (1 - temperature * high).clamp(min=0), 1.0)
-    count = torch.poisson(rate * before)
+    count = poisson(rate * before)
     hard_count, slope = count.clone(), torch.zeros_like(count)
-    remaining = torch.poisson(rate * width).long()
+    many = rate * width > MANY
+    remaining = torch.poisson(torch.where(many, 0.0, rate * width)).long()
+    if bool(many.any()):
+        soft, soft_slope, crossed, hard_slope = sample_full_window((rate * width)[many], temperature[many], indicator)
+        count[many] += soft.to(count)
+        hard_count[many] += crossed.to(count)
+        slope[many] = (hard_slope if hard else soft_slope).to(slope)
     units = torch.arange(remaining.numel(), device=rate.device)
     while (total := int(remaining.sum())) > 0:
         if total <= BLOCK:
