@@ -57,7 +57,8 @@ class EATPoisson(RelaxedPoisson):
 
     z = Σ_m f((1 - t_m)/τ) over the arrival times t_m of a Poisson process of rate λ; as τ → 0 it becomes the Poisson
     count. By default all arrivals are there (M = ∞), drawn by the exact window sampler in O(1 + λτ) operations a
-    unit; with ``num_arrivals=M`` it is Algorithm 1 with M arrivals, as the paper samples.
+    unit; with ``num_arrivals=M`` it is Algorithm 1 with M arrivals, as the paper samples. Where a window holds more than
+    2²² arrivals (λτ beyond some millions) their sums are drawn as normal numbers with the exact moments.
 
     Parameters
     ----------
