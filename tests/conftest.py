@@ -6,7 +6,10 @@ import os
 import zlib
 from pathlib import Path
 
+import nbval.kernel
 import pytest
+from jupyter_client.manager import KernelManager
+from notebooks import private_sockets
 
 # Shapes and dtypes in signatures are checked while tests run. HITCHHIKER_SHAPES=0 turns that off (the wrappers cost
 # time, and torch.compile has to look through them).
@@ -16,6 +19,9 @@ if os.environ.get("HITCHHIKER_SHAPES", "1") != "0":
     shape_checks.install()
 
 import torch
+
+# two workers start kernels at the same time
+nbval.kernel.KernelManager = lambda **options: KernelManager(**options, **private_sockets())
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import myst_to_notebook
 import nbformat
+import nbval.kernel
 import notebooks
 import pytest
 import setup_cell
@@ -41,6 +43,18 @@ def test_there_are_chapters():
     assert CHAPTERS
     extra = {p.stem for p in (ROOT / "book").glob("*.ipynb")} - {p.stem for p in CHAPTERS}
     assert not extra, f"notebooks without a source: {sorted(extra)}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files cannot be sockets there")
+def test_no_two_kernels_can_want_one_port():
+    made = [nbval.kernel.KernelManager(kernel_name="python3") for _ in range(2)]
+    assert {m.transport for m in made} == {"ipc"}
+    assert made[0].ip != made[1].ip
+
+
+def test_a_kernel_whose_folder_has_too_long_a_name_takes_ports(monkeypatch):
+    monkeypatch.setattr(notebooks.tempfile, "gettempdir", lambda: "/" + "x" * 100)
+    assert notebooks.private_sockets() == {}
 
 
 @each_chapter

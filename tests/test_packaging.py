@@ -18,6 +18,8 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from myst_to_notebook import chapters
 from nbclient import NotebookClient
+from notebooks import private_sockets
+from traitlets.config import Config
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINNED = dict(
@@ -176,8 +178,9 @@ def test_one_notebook_alone_runs_in_a_new_environment(bare, repository, tmp_path
             )
 
     client = NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}, kernel_manager_class=ThatPython
-    )
+        notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}, kernel_manager_class=ThatPython,
+        config=Config(KernelManager=private_sockets()),
+    )  # fmt: skip
     client.execute(env=clean() | {"HITCHHIKER_REPOSITORY": repository})
     assert not [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
     where = run(bare, "-c", "import hitchhiker; print(hitchhiker.__file__)", cwd=tmp_path, env=clean())

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import tempfile
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import repository
 from myst_to_notebook import BOOK, Index, build_index, chapters, convert
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 ROOT = BOOK.parent
 STAMPS = ROOT / "_build" / "notebooks.json"
@@ -61,12 +63,24 @@ def generate(path: Path, index: Index, address: str | None = None) -> nbformat.N
     return notebook
 
 
+def private_sockets() -> dict[str, str]:
+    """Options of a ``KernelManager`` for one kernel that listens on files in the temporary folder.
+
+    By default it listens on TCP ports, chosen a second before it binds them.  Whoever takes one in between, such as the
+    notebook that runs beside it, kills the kernel.  Where files cannot be sockets, or not with names this long, the
+    default stays.
+    """
+    path = os.path.join(tempfile.gettempdir(), f"kernel-{uuid.uuid4().hex[:12]}")
+    return {} if os.name == "nt" or len(path) > 90 else {"transport": "ipc", "ip": path}
+
+
 def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Run it in an empty folder and make its outputs reproducible to the byte."""
     with tempfile.TemporaryDirectory() as empty:
         NotebookClient(
             notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False,
             resources={"metadata": {"path": empty}}, extra_arguments=["--log-level=ERROR"],
+            config=Config(KernelManager=private_sockets()),
         ).execute()  # fmt: skip
     notebook.metadata["language_info"] = {"name": "python"}  # the executing Python's version says nothing here
     for cell in notebook.cells:
