@@ -1,14 +1,13 @@
-"""What runs that can be stopped share: files that nobody ever sees half of, data known again, seeds of their parts."""
+"""Files of runs that can be stopped: nobody ever sees half of one, and what is read is what was meant."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +58,20 @@ def require_entries(path: str | os.PathLike[str], value: Any, required: Iterable
     return value
 
 
-def is_vacant(folder: Path) -> bool:
-    """Whether there is nothing in the folder, or no such folder.
+def require_vacant(name: str, folder: Path, unless: str = "resuming") -> None:
+    """Raise ``ValueError`` unless the folder is new or empty.
 
     Temporary files that a killed :func:`write_atomically` left do not count, and are removed if there is nothing else.
     """
     if not folder.exists():
-        return True
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{name} must be a folder, got the file {str(folder)!r}")
     found = list(folder.iterdir())
     if any(not re.fullmatch(r"\..+\.tmp", path.name) for path in found):
-        return False
+        raise ValueError(f"{name} must be a new or empty folder unless {unless}, got {str(folder)!r}")
     for path in found:
         path.unlink()
-    return True
 
 
 def sha256(data: Any) -> str | None:
@@ -80,38 +80,6 @@ def sha256(data: Any) -> str | None:
         return None
     values = data.detach().cpu().contiguous().numpy()
     return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
-
-
-def require_seed(name: str, seed: int) -> None:
-    """Raise ``ValueError`` unless torch and JSON readers take the seed."""
-    if abs(seed) >= 2**63:
-        raise ValueError(f"{name} must be below 2^63, got {seed}")
-
-
-def stream(seed: int, part: int) -> int:
-    """Seed of a part of the work (an epoch, a parameter), in torch's range."""
-    return (seed * 1_000_003 + part) % 2**64
-
-
-@contextlib.contextmanager
-def own_random_numbers(seed: int | None, device: Any = "cpu") -> Iterator[None]:
-    """Torch's random numbers on the CPU and on ``device`` start at ``seed`` (None: go on) and are then as they were.
-
-    ``torch.manual_seed`` would also seed all other devices, which ``fork_rng`` does not give back.
-    """
-    import torch
-
-    device = torch.device(device)
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_gpu else []):
-        if seed is not None and device.type not in ("cpu", "cuda"):
-            torch.manual_seed(seed)
-        elif seed is not None:
-            torch.default_generator.manual_seed(seed)
-            if on_gpu:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-        yield
 
 
 def _sync_directory(folder: Path) -> None:

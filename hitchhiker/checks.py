@@ -74,6 +74,12 @@ def require_count(name: str, value: int | None, minimum: int = 1, optional: bool
         raise ValueError(f"{name} must be a whole number >= {minimum}{' or None' if optional else ''}, got {value!r}")
 
 
+def require_seed(name: str, seed: int) -> None:
+    """Raise ``ValueError`` unless torch and JSON readers take the seed."""
+    if abs(seed) >= 2**63:
+        raise ValueError(f"{name} must be below 2^63, got {seed}")
+
+
 def named(argument: str, name: str, registry: Mapping[str, Entry]) -> Entry:
     """The registry's entry of that name; ``ValueError`` with the known names."""
     if name not in registry:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 HINT = 'this command needs further packages: pip install "hitchhiker[train]"'
-MOST_THREADS = 1024
 
 try:
     import typer
@@ -85,6 +84,7 @@ if typer is not None:
     from hitchhiker import poglm_train as _poglm_train
     from hitchhiker import pvae_sweep as _pvae_sweep
     from hitchhiker import reproduce as _reproduce
+    from hitchhiker._options import typed
 
     _reproduce.register(app)  # hitchhiker reproduce figure-1 [--full]
     _pvae_sweep.register(sweep_app)  # hitchhiker sweep pvae
@@ -253,7 +253,7 @@ if typer is not None:
         }
         given["prior"] = list(given["prior"])  # as JSON gives it back
         given["images"] = None if images is None else str(images)
-        explicit = {name for name in given if _poglm_train.was_typed(context, name)}
+        explicit = typed(context, given)
         run_pvae(
             out, given, explicit, resume=resume, quiet=quiet, checkpoint_every=checkpoint_every, tensorboard=tensorboard
         )
@@ -281,16 +281,13 @@ def run_pvae(
     import torch
 
     from hitchhiker import training
-    from hitchhiker._files import is_vacant
+    from hitchhiker._files import require_vacant
+    from hitchhiker._options import check_device, check_threads, require_same
     from hitchhiker.models import PoissonVAE
 
     if resume:
         stored = training.read_config(out)["data"].get("command", {})
-        for name in sorted(explicit):
-            if name in stored and stored[name] != given[name]:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be {stored[name]} to resume {out}, got {given[name]}"
-                )
+        require_same(stored, given, explicit, out)
         given = {**given, **stored}
     settings = training.Settings(
         method=given["method"],
@@ -303,13 +300,10 @@ def run_pvae(
         anneal_kl=given["anneal_kl"],
         seed=given["seed"],
     )
-    if not resume and out.is_dir() and not is_vacant(out):
-        raise ValueError(f"--out must be a new or empty folder unless --resume is given, got {str(out)!r}")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out must be a folder, got the file {str(out)!r}")
+    if not resume:
+        require_vacant("--out", out, "--resume is given")
     device = check_device(given["device"])
-    if not 0 <= given["threads"] <= MOST_THREADS:
-        raise ValueError(f"--threads must be >= 0 and <= {MOST_THREADS}, got {given['threads']}")
+    check_threads(given["threads"], 0)
     if not 0 <= checkpoint_every < math.inf:
         raise ValueError(f"--checkpoint-every must be >= 0 and finite, got {checkpoint_every}")
     if given["threads"]:
@@ -364,22 +358,3 @@ def _patches(given: dict[str, Any]):
     return datasets.natural_patches(
         given["patches"], given["size"], given["seed"], images=images, as_released=given["as_released"]
     )
-
-
-def check_device(name: str):
-    """The device that ``--device`` names; ``ValueError`` when it is not to be had here."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be cpu, cuda or auto, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or auto, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device must be cpu here (no CUDA device is available), got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device must be one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
-    return device

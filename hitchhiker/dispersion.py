@@ -54,14 +54,6 @@ def log_pmf_table(q: Distribution, tail: float = 1e-12) -> tuple[Float[Tensor, "
     raise ValueError(f"q must have all but {tail:g} of its mass below {MOST} counts, got {lost:.3g} beyond for {q!r}")
 
 
-def _above_zero(q: Distribution) -> Distribution:
-    """``q`` with its rates of 0 a trifle above it: there P(1) = λ has a slope, and its logarithm has none."""
-    if not isinstance(q, RateLaw) or q.is_log:
-        return q
-    trifle = max(1e-30, torch.finfo(q.parameter.dtype).tiny)
-    return q.with_parameter(torch.where(q.parameter == 0, q.parameter + trifle, q.parameter))
-
-
 def expectation(f: Function, q: Distribution, tail: float = 1e-12) -> Float[Tensor, "*batch"]:
     """E f(N) for the whole counts N of any law, by enumeration, float64; autograd gives its exact gradients.
 
@@ -73,7 +65,7 @@ def expectation(f: Function, q: Distribution, tail: float = 1e-12) -> Float[Tens
     >>> round(float(r.grad), 6)  # d/dr (m/μ + m²), m = r(1 - μ)/μ
     17.25
     """
-    table, _ = log_pmf_table(_above_zero(q), tail)
+    table, _ = log_pmf_table(q.above_zero() if isinstance(q, RateLaw) else q, tail)
     counts = torch.arange(len(table), dtype=torch.float64).view(-1, *([1] * (table.dim() - 1))).expand_as(table)
     return (f(counts) * table.exp()).sum(dim=0)
 
@@ -104,7 +96,7 @@ def count_difference(f: Function, q: Distribution, num_samples: int = 1) -> Floa
     Source: Cong et al. (2019); not in the paper.
     """
     require_count("num_samples", num_samples)
-    table, _ = log_pmf_table(_above_zero(q))
+    table, _ = log_pmf_table(q.above_zero() if isinstance(q, RateLaw) else q)
     above = 1 - table.exp().cumsum(dim=0)
     n = q.sample((num_samples,))
     index = n.long().clamp(max=len(table) - 1)

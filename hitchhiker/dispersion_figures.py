@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from hitchhiker import dispersion, figures, reproduce
+from hitchhiker._random import own_random_numbers
 from hitchhiker.models.glm import GLM, OBSERVATIONS, fit_glm
 from hitchhiker.relaxations.com_poisson import ConwayMaxwellPoisson, GSMConwayMaxwellPoisson
 from hitchhiker.relaxations.erlang import EATErlang
@@ -96,8 +97,7 @@ def fidelity_rows(
     if num_samples < 2 or num_trials < 2:
         raise ValueError(f"num_samples and num_trials must be >= 2, got {num_samples} and {num_trials}")
     rows: Rows = []
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with own_random_numbers(seed), torch.no_grad():
         for target in fanos:
             for kind in kinds:
                 m = torch.tensor([mean], dtype=torch.float64)
@@ -142,8 +142,7 @@ def gradient_rows(
     if unknown:
         raise ValueError(f"functions must be among {sorted(FUNCTIONS)}, got {sorted(unknown)}")
     rows: Rows = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_random_numbers(seed):
         for target in fanos:
             for kind in kinds:
                 exact = {name: _exact_slope(FUNCTIONS[name], kind, mean, target) for name in functions}
@@ -387,8 +386,7 @@ def recovery_rows(truth: str, sets: int = 1, sequences: int = 40, bins: int = 10
     """
     model, made_by = spiking_model(truth), TRUTHS[truth][0]
     rows: Rows = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_random_numbers(seed):
         for data in range(sets):
             counts = dispersion.simulate_counts(model, 2 * sequences, bins)
             train, held = counts[:sequences], counts[sequences:]

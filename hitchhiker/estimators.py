@@ -64,9 +64,9 @@ def _evaluate(f: Integrand, z: Tensor, q: Distribution) -> tuple[Tensor, int]:
     return loss, z.dim() - loss.dim()
 
 
-def _connected(loss: Tensor, z: Tensor, axes: int) -> Tensor:
+def _connected(loss: Tensor, z: Tensor) -> Tensor:
     """``loss`` on the graph of ``z`` even where f does not depend on it: then its gradient is zero, not missing."""
-    return loss + 0 * _sum_trailing(z - z.detach(), axes)
+    return loss + z[:0].sum()
 
 
 def _sum_trailing(x: Tensor, axes: int) -> Tensor:
@@ -110,8 +110,8 @@ def pathwise(f: Integrand, q: Distribution, num_samples: int = 1) -> Float[Tenso
     if isinstance(temperature, Tensor):
         require("temperature", temperature, lambda t: t > 0, "> 0 for pathwise gradients")
     z = q.rsample((num_samples,))
-    loss, axes = _evaluate(f, z, q)
-    return _connected(loss, z, axes).mean(dim=0)
+    loss, _ = _evaluate(f, z, q)
+    return _connected(loss, z).mean(dim=0)
 
 
 class MovingAverage:
@@ -324,7 +324,7 @@ def _surrogate_from_slope(f, q, num_samples, gradient_of, second_order: bool = F
     z = q.sample((num_samples,)).requires_grad_()
     with torch.enable_grad():
         loss, axes = _evaluate(f, z, q)
-        loss = _connected(loss, z, axes)
+        loss = _connected(loss, z)
         (slope,) = torch.autograd.grad(
             loss.sum(), z, retain_graph=True, create_graph=second_order, materialize_grads=True
         )
@@ -363,8 +363,8 @@ def moment_matched(f: Integrand, q: EATPoisson, num_samples: int = 1) -> Float[T
     # √ has an infinite slope at 0: a unit that never fires has nothing to add
     spread = torch.where(lost > 0, torch.where(lost > 0, lost, 1.0).sqrt(), 0.0)
     z = z + spread * torch.randn_like(z)
-    loss, axes = _evaluate(f, z, q)
-    return _connected(loss, z, axes).mean(dim=0)
+    loss, _ = _evaluate(f, z, q)
+    return _connected(loss, z).mean(dim=0)
 
 
 def relax(f: Integrand, q: EATPoisson, num_samples: int = 1, scale: float = 1.0) -> Float[Tensor, "*lead"]:
@@ -403,7 +403,7 @@ def relax(f: Integrand, q: EATPoisson, num_samples: int = 1, scale: float = 1.0)
     loss, axes = _evaluate(f, counts, q)
     with torch.enable_grad():
         z.requires_grad_()
-        soft_loss = _connected(_evaluate(f, z, q)[0], z, axes)
+        soft_loss = _connected(_evaluate(f, z, q)[0], z)
         (slope,) = torch.autograd.grad(soft_loss.sum(), z)
     apart = loss.detach() - scale * soft_loss.detach()
     apart = apart.view(*apart.shape, *([1] * axes))
@@ -443,12 +443,8 @@ def exact(
             f"for counts of shape {tuple(counts.shape)}"
         )
     # the log-pmf is a small difference of large numbers: float64, or a rate of 1000 would cost float32 half its digits
-    parameter = q.parameter.double()
-    never = q.rate == 0  # where ln λ has no slope, but E f = f(0) + λ (f(1) - f(0)) + … has
-    some = torch.where(never, 0.0 if q.is_log else 1.0, parameter)
-    pmf = q.with_parameter(some).log_prob(counts.double()).exp()
-    at_zero = loss[0] + q.with_parameter(parameter).rate * (loss[1] - loss[0])
-    return torch.where(never, at_zero, (pmf * loss).sum(dim=0)).to(loss.dtype)
+    pmf = q.with_parameter(q.parameter.double()).above_zero().log_prob(counts.double()).exp()
+    return (pmf * loss).sum(dim=0).to(loss.dtype)
 
 
 def gradient_samples(

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hitchhiker import estimators, gradient_quality, linear_decoder, moments, truncation
+from hitchhiker._random import own_random_numbers
 from hitchhiker.relaxations.arrival_time import EATPoisson
 from hitchhiker.relaxations.common import RelaxedPoisson
 from hitchhiker.relaxations.gumbel_softmax import GSMPoisson
@@ -258,8 +259,7 @@ def _decoder_and_patches(settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
 def _gradients(cell: dict, settings: dict, seed: int) -> Rows:
     decoder, patches = _decoder_and_patches(settings)
     options = {k: settings[k] for k in ("temperatures", "num_gradients", "draws")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_random_numbers(seed):
         return gradient_rows(decoder, patches[: settings["batch"]], cell["rate"], **options)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hitchhiker._files import own_random_numbers
+from hitchhiker._random import own_random_numbers
 from hitchhiker.checks import require_count
 from hitchhiker.relaxations.common import RelaxedPoisson
 

@@ -79,6 +79,15 @@ def summary(rows: Rows, metric: str, **wanted: Any) -> tuple[float, float]:
     return mean_and_error(chosen)
 
 
+def paired(rows: Rows, metric: str, one: tuple[str, float], other: tuple[str, float]) -> tuple[float, float]:
+    """Mean over networks of the metric of ``one`` (method, temperature) less that of ``other``, and its standard error."""
+
+    def at(kind: tuple[str, float], data_set: int) -> float:
+        return summary(rows, metric, method=kind[0], temperature=kind[1], data_set=data_set)[0]
+
+    return mean_and_error([at(one, d) - at(other, d) for d in sorted({row["data_set"] for row in rows})])
+
+
 def best_temperature(rows: Rows, method: str, samples: int = 1) -> float:
     """The τ with the best mean ELBO."""
     taus = sorted({row["temperature"] for row in _where(rows, method=method, samples=samples)})
@@ -260,5 +269,5 @@ def _pyplot() -> Any:
 
 __all__ = [
     "CURVES", "METRICS", "against_samples", "against_temperature", "baseline", "best_temperature", "learning_curves",
-    "mean_and_error", "recovered_weights", "runs", "summary",
+    "mean_and_error", "paired", "recovered_weights", "runs", "summary",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from hitchhiker import sweep
+from hitchhiker._random import own_random_numbers
 from hitchhiker.checks import require_count
 from hitchhiker.datasets.spikes import PRESETS, SpikeData, synthetic_poglm
 from hitchhiker.models.glm import GLM, choose_history, fit_glm
@@ -80,15 +81,11 @@ def groups(
                        "initial": "paper" if preset == "paper" else "library"}  # fmt: skip
     made: dict[str, dict[str, Any]] = {"baselines": common | {"kind": "baselines", "particles": 1000}}
     for count in samples:
-        for method in RELAXATIONS:
+        for method in (*RELAXATIONS, "score"):
             made[f"{method}-{count}"] = recipe | {
-                "kind": "benchmark", "method": method, "temperatures": temperatures, "samples": count,
-                "importance": 1000 if count == 1 and preset != "longer" else 0,
+                "kind": "benchmark", "method": method, "temperatures": [0.0] if method == "score" else temperatures,
+                "samples": count, "importance": 1000 if count == 1 and preset != "longer" else 0,
             }  # fmt: skip
-        made[f"score-{count}"] = recipe | {
-            "kind": "benchmark", "method": "score", "temperatures": [0.0], "samples": count,
-            "importance": 1000 if count == 1 and preset != "longer" else 0,
-        }  # fmt: skip
     return made
 
 
@@ -113,8 +110,7 @@ def _strong_groups(data_set: int) -> dict[str, dict[str, Any]]:
 def measure(settings: dict[str, Any], folder: Path) -> sweep.Rows:
     """Train and judge one group; one row a model (a data set, for the baselines)."""
     torch.set_num_threads(settings.get("threads", 1))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with own_random_numbers(0):
         kinds = {"baselines": _baselines, "benchmark": _benchmark, "strong": _strong, "gradients": _gradients}
         return [_plain(row) for row in kinds[settings["kind"]](settings, folder)]
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from hitchhiker._files import is_vacant, own_random_numbers, read_json, write_json
+from hitchhiker._files import read_json, require_vacant, write_json
+from hitchhiker._options import flag, require_same, typed
+from hitchhiker._random import own_random_numbers
 from hitchhiker.checks import require_count
 from hitchhiker.datasets.spikes import PRESETS, SpikeData, load_spikes, parasol_cells, split_recording, synthetic_poglm
 from hitchhiker.models.glm import choose_history, fit_glm
@@ -45,12 +47,10 @@ def train_poglm(
         if not config.exists():
             raise ValueError(f"--out must be the folder of a run to resume, got {str(out)!r} without {CONFIG}")
         stored = read_json(config, NEEDED)
-        for name in sorted(explicit):
-            if name in stored and stored[name] != given[name]:
-                raise ValueError(f"{_option(name)} must be {stored[name]} to resume {out}, got {given[name]}")
+        require_same(stored, given, explicit, out)
         given = stored
-    elif out.exists() and not (out.is_dir() and is_vacant(out)):
-        raise ValueError(f"--out must be a new or empty folder unless --resume is given, got {str(out)!r}")
+    else:
+        require_vacant("--out", out, "--resume is given")
     _check(given, explicit)
     data = _data(given)
     if len(data.test) < 2:
@@ -109,10 +109,6 @@ def _gain(prefix: str, values: torch.Tensor, reference: torch.Tensor) -> dict[st
     }
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _check(given: dict[str, Any], explicit: Collection[str]) -> None:
     """What only the judging would stumble over, and sources of counts that exclude each other."""
     require_count("--particles", given["particles"])
@@ -121,9 +117,7 @@ def _check(given: dict[str, Any], explicit: Collection[str]) -> None:
     others = {"spikes": ("parasol", "preset", "data_set"), "parasol": ("preset", "data_set"), "preset": ()}[source]
     for name in others:
         if name in explicit and given[name] is not False:
-            raise ValueError(
-                f"--{source} and {_option(name)} exclude each other, got {given[source]} and {given[name]}"
-            )
+            raise ValueError(f"--{source} and {flag(name)} exclude each other, got {given[source]} and {given[name]}")
     if given["key"] is not None and source != "spikes":
         raise ValueError(f"--key must name an array of --spikes, got {given['key']!r} without --spikes")
 
@@ -139,12 +133,6 @@ def _data(given: dict[str, Any]) -> SpikeData:
     if given["data_set"] < 0:
         raise ValueError(f"--data-set must be >= 0, got {given['data_set']}")
     return synthetic_poglm(given["preset"], given["data_set"] + 1, length=given["length"])[given["data_set"]]
-
-
-def was_typed(context: Any, name: str) -> bool:
-    """Whether an option of a typer command was given, rather than left at its default."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def register(app: Any) -> None:
@@ -186,8 +174,7 @@ def register(app: Any) -> None:
         given = {name: value for name, value in locals().items() if name not in {"context", "out", "resume"}}
         given["spikes"] = None if spikes is None else str(spikes)
         try:
-            explicit = {name for name in given if was_typed(context, name)}
-            result = train_poglm(out, given, explicit=explicit, resume=resume)
+            result = train_poglm(out, given, explicit=typed(context, given), resume=resume)
         except KeyboardInterrupt:
             if (out / CONFIG).exists():
                 again = shlex.join(["hitchhiker", "train", "poglm", "--out", str(out), "--resume"])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hitchhiker import indicators, reproduce, sweep, training
+from hitchhiker._options import check_device, check_threads
 from hitchhiker.checks import named
 from hitchhiker.models import (
     PoissonVAE,
@@ -466,13 +467,10 @@ def register(app: Any) -> None:
 
         Example: hitchhiker sweep pvae --preset laptop --workers 2
         """
-        from hitchhiker.cli import MOST_THREADS, check_device
-
         where = None if images is None else str(images)
         if cluster is None:  # its machines may have what this one has not
             device = str(check_device(device))
-        if not 1 <= threads <= MOST_THREADS:
-            raise ValueError(f"--threads must be >= 1 and <= {MOST_THREADS}, got {threads}")
+        check_threads(threads, 1)
         if images is not None and cluster is None and not images.is_dir():
             raise ValueError(f"--images must be a folder of images, got {where!r}")
         if dry:

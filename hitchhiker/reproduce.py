@@ -31,6 +31,7 @@ from torch import Tensor
 
 import hitchhiker
 from hitchhiker import _files, indicators, moments, truncation
+from hitchhiker._random import own_random_numbers
 from hitchhiker.relaxations.arrival_time import EATPoisson
 from hitchhiker.relaxations.gumbel_softmax import GSMPoisson
 
@@ -85,8 +86,7 @@ def fidelity_rows(
     if unknown := set(samplers) - {"paper", "enough"}:
         raise ValueError(f"samplers must be among 'paper' and 'enough', got {sorted(unknown)}")
     seen: dict[tuple, list[tuple[float, ...]]] = {}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with own_random_numbers(seed), torch.no_grad():
         for rate in rates:
             for _ in range(num_trials):
                 for key, z in _one_trial(rate, temperatures, num_samples, samplers):

@@ -18,6 +18,7 @@ from scipy import special
 from torch import Tensor
 
 from hitchhiker import gradient_figures, indicators, truncation
+from hitchhiker._random import own_random_numbers
 from hitchhiker.reproduce import Recipe, Rows, add_recipe
 
 
@@ -203,8 +204,7 @@ def best_temperature(row: dict[str, Any], num_samples: int = 1) -> tuple[float, 
 
 
 def _measure(cell: dict, settings: dict, seed: int) -> Rows:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_random_numbers(seed):
         low, high, count = settings["temperatures"]
         grid = [float(f"{t:.4g}") for t in np.geomspace(low, high, count)]
         return temperature_rows(cell["rate"], grid, draws=settings["draws"], samplers=("enough", "paper"))

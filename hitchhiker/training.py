@@ -38,17 +38,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hitchhiker._files import (
-    is_vacant,
-    own_random_numbers,
-    read_json,
-    require_entries,
-    require_seed,
-    sha256,
-    stream,
-    write_atomically,
-    write_json,
-)
+from hitchhiker._files import read_json, require_entries, require_vacant, sha256, write_atomically, write_json
+from hitchhiker._random import own_random_numbers, stream
+from hitchhiker.checks import require_seed
 from hitchhiker.models.gaussian_vae import GaussianVAE
 from hitchhiker.models.methods import get_method
 from hitchhiker.models.pvae import ARCHITECTURES, Baselines, PoissonVAE
@@ -521,11 +513,8 @@ class _Run:
         """Make the folder and its configuration, or check that it holds this very run."""
         folder = self.folder
         assert folder is not None
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"out must be a folder, got the file {str(folder)!r}")
         if not resume:
-            if not is_vacant(folder):
-                raise ValueError(f"out must be an empty or new folder unless resuming, got {str(folder)!r}")
+            require_vacant("out", folder)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -11,7 +11,7 @@ from torch.distributions import Poisson
 from torch.nn import functional
 
 import hitchhiker as hh
-from hitchhiker import _files, estimators, poglm_sweep, poglm_train, sweep
+from hitchhiker import _random, estimators, poglm_sweep, poglm_train, sweep
 from hitchhiker.cli import main
 from hitchhiker.models import (
     POGLM,
@@ -553,7 +553,7 @@ def test_large_seeds_have_streams_of_their_own():
     losses = {seed: fit_poglm(POGLM(2, 1, 1, seed), x, steps=2, batch_size=2, seed=seed).history[0]["loss"]
               for seed in (1, 10**13, 2**63 - 1)}  # fmt: skip
     assert len(set(losses.values())) == 3
-    assert _files.stream(3, 4) == 3 * 1_000_003 + 4
+    assert _random.stream(3, 4) == 3 * 1_000_003 + 4
 
 
 def test_only_the_named_part_moves():

@@ -421,7 +421,7 @@ def test_a_foreign_checkpoint_is_named(tmp_path):
 def test_what_a_killed_write_left_is_no_run(tmp_path):
     (tmp_path / ".config.json.abcd1234.tmp").write_text("{")
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(ValueError, match="must be an empty or new folder"):
+    with pytest.raises(ValueError, match="must be a new or empty folder"):
         fit(small(), data(), out=tmp_path, **OPTIONS)
     assert len(list(tmp_path.iterdir())) == 2
     (tmp_path / "notes").unlink()
@@ -456,7 +456,7 @@ def test_bad_data():
 
 def test_a_folder_in_use_is_refused_and_untouched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="out must be an empty or new folder unless resuming"):
+    with pytest.raises(ValueError, match="out must be a new or empty folder unless resuming"):
         fit(small(), data(), out=tmp_path, **OPTIONS)
     with pytest.raises(ValueError, match=r"without config\.json"):
         fit(small(), data(), out=tmp_path, resume=True, **OPTIONS)

@@ -667,15 +667,24 @@ def _broadcast(argument: Any, shape: torch.Size) -> Tensor:
 TYPESET = str.maketrans({"−": "-", "·": "*", "×": "*", "⋅": "*", "²": "**2", "³": "**3"})
 
 
+#: what cannot be read in an expression, and what to say of it; in "\tau" Python itself has made a tab of \t
+SPELLING = {
+    r"\\|[\a\b\f\v]|\t(?=au|heta)": "Leave out the backslashes: exp(…), log(…) and sqrt(…) are written without, "
+    "and so are lambda and tau.",
+    r"\b(np|numpy|math|torch|sp|sympy)\s*\.\s*(\w+)": r"Leave out \1. before \2: functions have no prefix here, as in exp(…).",
+    r"[\[\]{}]": "Only round brackets can be read: ( and ).",
+    r"\b(exp|log|ln|sqrt)\s*(\*\*|\^)": r"\1 is a function: write \1(…).",
+    r"(?<![=<>!])=(?!=)": "Give the right-hand side alone, without an equation.",
+}
+
+
 def _misspelt(text: str, symbols: Sequence[str]) -> str | None:
     """What keeps a text from being read as an expression, where one can tell: each cause by itself."""
-    if re.search(r"\\|[\a\b\f\v]|\t(?=au|heta)", text):  # in "\tau" Python itself has made a tab of \t
-        return "Leave out the backslashes: exp(…), log(…) and sqrt(…) are written without, and so are lambda and tau."
-    prefix = re.search(r"\b(np|numpy|math|torch|sp|sympy)\s*\.\s*(\w+)", text)
-    if prefix:
-        return f"Leave out {prefix[1]}. before {prefix[2]}: functions have no prefix here, as in exp(…)."
-    if re.search(r"[\[\]{}]", text):
-        return "Only round brackets can be read: ( and )."
+    for pattern, says in SPELLING.items():
+        if found := re.search(pattern, text):
+            return found.expand(says)
+    if "e" not in symbols and re.search(r"(?<![\w.])e\s*(\*\*|\^)", text):
+        return "For a power of e write exp(…)."
     depth = 0
     for letter in text:
         depth += {"(": 1, ")": -1}.get(letter, 0)
@@ -683,13 +692,6 @@ def _misspelt(text: str, symbols: Sequence[str]) -> str | None:
             return "A bracket is closed that was never opened: there is a ) too many, or a ( is missing."
     if depth:
         return f"A bracket is not closed: {'one' if depth == 1 else depth} ) {'is' if depth == 1 else 'are'} missing."
-    if "e" not in symbols and re.search(r"(?<![\w.])e\s*(\*\*|\^)", text):
-        return "For a power of e write exp(…)."
-    power = re.search(r"\b(exp|log|ln|sqrt)\s*(\*\*|\^)", text)
-    if power:
-        return f"{power[1]} is a function: write {power[1]}(…)."
-    if re.search(r"(?<![=<>!])=(?!=)", text):
-        return "Give the right-hand side alone, without an equation."
     return None
 
 

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from hitchhiker._files import require_seed, stream
-from hitchhiker.checks import require_count
+from hitchhiker._random import stream
+from hitchhiker.checks import require_count, require_seed
 from hitchhiker.models.glm import check_counts, get_link
 
 #: what a damaged archive raises, besides OSError: RuntimeError is an encrypted or unknown compression

@@ -93,7 +93,7 @@ def kernels_for(parameter: Tensor, indicator: str | None = None) -> ModuleType |
     return kernels
 
 
-def _working(x: Tensor) -> Tensor:
+def working(x: Tensor) -> Tensor:
     """Half precision is computed in float32, logarithms and exponentials included."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -113,7 +113,7 @@ def _arrival_time(
     if (kernels := kernels_for(parameter, indicator)) is not None:
         half = indicators.get(indicator).half_width(parameter.dtype)
         return kernels.arrival_time(parameter, temperature, indicator, half, is_log, hard)
-    rate = _working(parameter).exp() if is_log else _working(parameter)
+    rate = working(parameter).exp() if is_log else working(parameter)
     options = (temperature.to(rate.dtype), indicators.get(indicator), hard)
     return _plain(window.sample_arrival_time, parameter, rate, *options, is_log=is_log)
 
@@ -124,7 +124,7 @@ def _gumbel_softmax(
 ) -> tuple[Tensor, Tensor]:
     if (kernels := kernels_for(parameter)) is not None:
         return kernels.gumbel_softmax(parameter, temperature, num_categories, is_log, hard)
-    log_rate = _working(parameter) if is_log else _working(parameter).log()
+    log_rate = working(parameter) if is_log else working(parameter).log()
     options = (temperature.to(log_rate.dtype), num_categories, hard)
     return _plain(window.sample_gumbel_softmax, parameter, log_rate, *options, is_log=is_log)
 

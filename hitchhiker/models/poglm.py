@@ -26,16 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hitchhiker import estimators
-from hitchhiker._files import (
-    is_vacant,
-    own_random_numbers,
-    require_entries,
-    require_seed,
-    sha256,
-    stream,
-    write_atomically,
-)
-from hitchhiker.checks import require_count
+from hitchhiker._files import require_entries, require_vacant, sha256, write_atomically
+from hitchhiker._random import own_random_numbers, stream
+from hitchhiker.checks import require_count, require_seed
 
 from .glm import GLM, MIN_RATE, check_counts, fit_glm, get_link, lagged
 from .methods import Method, get_method, known_methods
@@ -354,8 +347,7 @@ class POGLM(nn.Module):
         """As :meth:`loss`, for counts that are known to be good: looking at them each step would make a GPU wait."""
         chosen, local = _method(method)
         require_count("num_samples", num_samples)
-        if kl not in KL_FORMS:
-            raise ValueError(f"kl must be one of {', '.join(KL_FORMS)}, got {kl!r}")
+        _require_kl(kl)
         x = counts.to(self.bias)
         score = chosen.estimator is estimators.score_function
         if self.sequential:
@@ -773,13 +765,14 @@ def fit_poglm(
     x = check_counts("counts", counts, model.num_visible).to(model.bias)
     held = None if validation is None else check_counts("validation", validation, model.num_visible).to(model.bias)
     chosen, _ = _method(method)
-    _check_fit(model, x, chosen, temperature, steps, batch_size, lr, lr_end, weight_decay, clip, train)
-    require_count("evaluate_every", evaluate_every, optional=True)
-    require_count("checkpoint_every", checkpoint_every)
+    for name, count, optional in (
+        ("num_samples", num_samples, False), ("steps", steps, False), ("batch_size", batch_size, True),
+        ("evaluate_every", evaluate_every, True), ("checkpoint_every", checkpoint_every, False),
+    ):  # fmt: skip
+        require_count(name, count, optional=optional)
     require_seed("seed", seed)
-    require_count("num_samples", num_samples)
-    if kl not in KL_FORMS:
-        raise ValueError(f"kl must be one of {', '.join(KL_FORMS)}, got {kl!r}")
+    _require_kl(kl)
+    _check_fit(model, x, chosen, temperature, lr, lr_end, weight_decay, clip, train)
     sequences = x.shape[-3]
     batch = min(batch_size or sequences, sequences)
     every = evaluate_every or max(1, steps // 30)
@@ -803,9 +796,8 @@ def fit_poglm(
             running = _load(fit, model, optimizer, arguments)
         start = fit.steps
         if fit.out is not None and not resume:
+            require_vacant("out", fit.out)
             fit.out.mkdir(parents=True, exist_ok=True)
-            if not is_vacant(fit.out):
-                raise ValueError(f"out must be a new or empty folder unless resuming, got {str(fit.out)!r}")
         for step in range(start, steps):
             progress = step / max(1, steps)
             rate = lr * (lr_end + (1 - lr_end) * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -866,9 +858,12 @@ def _step(model: POGLM, moving: list, optimizer, loss: Tensor, clip: float, fit:
             p.copy_(torch.where(each(bad, p), old, p))
 
 
-def _check_fit(model, x, chosen, temperature, steps, batch_size, lr, lr_end, weight_decay, clip, train) -> None:
-    require_count("steps", steps)
-    require_count("batch_size", batch_size, optional=True)
+def _require_kl(kl: str) -> None:
+    if kl not in KL_FORMS:
+        raise ValueError(f"kl must be one of {', '.join(KL_FORMS)}, got {kl!r}")
+
+
+def _check_fit(model, x, chosen, temperature, lr, lr_end, weight_decay, clip, train) -> None:
     for name, value in (("lr", lr), ("lr_end", lr_end), ("clip", clip)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be > 0 and finite, got {value}")

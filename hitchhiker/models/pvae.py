@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hitchhiker import estimators
-from hitchhiker._files import own_random_numbers, require_seed
-from hitchhiker.checks import require_count
+from hitchhiker._random import own_random_numbers
+from hitchhiker.checks import require_count, require_seed
 
 from .methods import Method, get_method
 

@@ -119,6 +119,13 @@ class RateLaw(RelaxedCount):
         """The same law with another rate (or log-rate, whichever this law was built from)."""
         return self.with_parameters(**{"log_rate" if self.is_log else "rate": parameter})
 
+    def above_zero(self) -> Self:
+        """The same law with rates of 0 a trifle above it: there P(1) = λ has a slope, and its logarithm has none."""
+        if self.is_log:
+            return self
+        trifle = max(1e-30, torch.finfo(self.parameter.dtype).tiny)
+        return self.with_parameter(torch.where(self.parameter == 0, self.parameter + trifle, self.parameter))
+
 
 class RelaxedPoisson(RateLaw):
     """Common part of :class:`EATPoisson` and :class:`GSMPoisson`: exact counts and log-pmf of the Poisson law."""
@@ -133,11 +140,10 @@ class RelaxedPoisson(RateLaw):
 
         At a relaxed (non-integer) value this is not the density of the relaxed law.
         """
-        value = as_float_tensor("value", value, like=self.parameter)
-        if self._validate_args:
-            common_shape(value=value, rate=self.parameter)
-            require("value", value, finite_nonnegative, ">= 0 and finite (real values are allowed)")
         value, parameter = as_float_tensors(value=value, rate=self.parameter)
+        if self._validate_args:
+            common_shape(value=value, rate=parameter)
+            require("value", value, finite_nonnegative, ">= 0 and finite (real values are allowed)")
         dtype = value.dtype
         # a small difference of large numbers: at a rate of a million float32 would be a third of a nat off
         wide = dtype if value.device.type == "mps" else torch.float64

@@ -109,10 +109,9 @@ class EATModulatedPoisson(RateLaw):
     def _modulated(self, sample_shape) -> Float[Tensor, "..."]:
         """gλ, each sample with its own gain; in float32 at least, for torch draws no Gamma in half precision."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        dtype = torch.promote_types(self.parameter.dtype, torch.float32)
-        variance, rate = self.gain_variance.to(dtype).expand(shape), self.parameter.to(dtype).expand(shape)
+        variance, rate = (operators.working(x).expand(shape) for x in (self.gain_variance, self.parameter))
         # a gain this near to 1 is no different from 1, and its slope in σ² would be NaN
-        steady = variance < torch.finfo(dtype).eps ** 2
+        steady = variance < torch.finfo(variance.dtype).eps ** 2
         variance = torch.where(steady, 1.0, variance)
         if self.gain == "gamma":
             gain = torch._standard_gamma(1 / variance) * variance

@@ -69,8 +69,7 @@ class RelaxedNegativeBinomial(RelaxedCount):
         In float32 at least: torch draws no Gamma in half precision.
         """
         shape = self._extended_shape(torch.Size(sample_shape))
-        dtype = torch.promote_types(self.probs.dtype, torch.float32)
-        r, mu = self.total_count.to(dtype), self.probs.to(dtype)
+        r, mu = operators.working(self.total_count), operators.working(self.probs)
         return torch._standard_gamma(r.expand(shape)) * ((1 - mu) / mu)
 
     def sample(self, sample_shape=()) -> Float[Tensor, "..."]:
