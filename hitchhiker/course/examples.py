@@ -74,7 +74,7 @@ def folder(problem: source.ProblemSet, where: Path) -> list[Path]:
         "ada_perfect": lambda: nbformat.writes(solved),
         "ben_half_right": lambda: nbformat.writes(_only(problem, half)),
         "cleo_endless_loop": lambda: nbformat.writes(_with(solved, "while True:\n    pass")),
-        "dan_out_of_memory": lambda: nbformat.writes(_with(solved, "hoard = [bytearray(10**9) for _ in range(10**4)]")),
+        "dan_out_of_memory": lambda: nbformat.writes(_with(solved, "hoard = [bytes(10**9) for _ in range(10**4)]")),
         "eve_crash": lambda: nbformat.writes(_with(solved, "import os\nos._exit(7)")),
         "finn_moved_and_deleted": lambda: nbformat.writes(_moved(solved, coding[-1])),
         "gus_edited_tests": lambda: nbformat.writes(_edited(stubs)),
