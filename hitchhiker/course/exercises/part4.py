@@ -310,8 +310,8 @@ EXERCISES: dict[str, Exercise] = {
         between=(1.5, 7.0),
         right=3.5,
         ask="a number: nats a patch behind, negative if ahead",
-        because="Measured: three to four nats, with a quarter of the spikes. A log-rate's gradient carries the rate as a "
-        "factor (Eq. 64), so quiet counters wake up slowly.",
+        because="Measured: three to four nats, with little more than a fifth of the spikes. A log-rate's gradient "
+        "carries the rate as a factor (Eq. 64), so quiet counters wake up slowly.",
         mistakes={
             0.0: "The start is forgotten in the end, but twelve epochs are not the end.",
             -3.5: "A quiet start would have to be a help. What factor does the gradient for a log-rate carry?",
