@@ -74,6 +74,14 @@ def require_vacant(name: str, folder: Path, unless: str = "resuming") -> None:
         path.unlink()
 
 
+def make_folder(name: str, folder: Path) -> None:
+    """Make the folder and those above it; ``ValueError`` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{name} must be a folder that can be made, got {str(folder)!r}: {error.strerror}") from error
+
+
 def sha256(data: Any) -> str | None:
     """Hex digest of a tensor's shape and values, by which a resumed run knows its data again; None for None."""
     if data is None:

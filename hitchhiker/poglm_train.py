@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hitchhiker._files import read_json, require_vacant, write_json
+from hitchhiker._files import make_folder, read_json, require_vacant, write_json
 from hitchhiker._options import flag, require_same, typed
 from hitchhiker._random import own_random_numbers
 from hitchhiker.checks import require_count
@@ -67,7 +67,7 @@ def train_poglm(
     }  # fmt: skip
     probe = copy.deepcopy(model)  # all refusals come before a folder is made
     fit_poglm(probe, data.train[:2], **(options | {"steps": min(1, options["steps"])}))
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder("--out", out)
     write_json(config, given)
     fit = fit_poglm(model, data.train, data.test, out=out / "run", resume=True, **options)
     test = data.test

@@ -83,7 +83,7 @@ def run(
     """
     out = Path(out)
     chosen = _check(groups, out, name, only, workers)
-    (out / "rows").mkdir(parents=True, exist_ok=True)
+    _files.make_folder("out", out / "rows")
     todo = [group for group in chosen if not _rows_file(out, group).exists()]
     done = sum(_rows_file(out, group).exists() for group in groups)
     errors: dict[str, BaseException] = {}

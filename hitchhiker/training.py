@@ -38,7 +38,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hitchhiker._files import read_json, require_entries, require_vacant, sha256, write_atomically, write_json
+from hitchhiker._files import (
+    make_folder,
+    read_json,
+    require_entries,
+    require_vacant,
+    sha256,
+    write_atomically,
+    write_json,
+)
 from hitchhiker._random import own_random_numbers, stream
 from hitchhiker.checks import require_seed
 from hitchhiker.models.gaussian_vae import GaussianVAE
@@ -515,12 +523,7 @@ class _Run:
         assert folder is not None
         if not resume:
             require_vacant("out", folder)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(
-                    f"out must be a folder that can be made, got {str(folder)!r}: {error.strerror}"
-                ) from error
+            make_folder("out", folder)
             self._write_config()
             return
         if not (folder / CONFIG).exists():

@@ -510,6 +510,15 @@ def test_another_poglm_run_cannot_be_resumed(tmp_path, change, words):
     assert fit_poglm(POGLM(2, 1), **options, resume=True).steps == 2
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, resume):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"out must be a folder.*file"):
+            fit_poglm(POGLM(2, 1), torch.ones(2, 5, 2), steps=1, out=out, resume=resume)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_checkpoints_of_before_are_resumed(tmp_path):
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hitchhiker import estimators
-from hitchhiker._files import require_entries, require_vacant, sha256, write_atomically
+from hitchhiker._files import make_folder, require_entries, require_vacant, sha256, write_atomically
 from hitchhiker._random import own_random_numbers, stream
 from hitchhiker.checks import require_count, require_seed
 
@@ -795,9 +795,10 @@ def fit_poglm(
         if resume:
             running = _load(fit, model, optimizer, arguments)
         start = fit.steps
-        if fit.out is not None and not resume:
-            require_vacant("out", fit.out)
-            fit.out.mkdir(parents=True, exist_ok=True)
+        if fit.out is not None:
+            if not resume:
+                require_vacant("out", fit.out)
+            make_folder("out", fit.out)
         for step in range(start, steps):
             progress = step / max(1, steps)
             rate = lr * (lr_end + (1 - lr_end) * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -913,7 +914,6 @@ def _load(fit: PoglmFit, model: POGLM, optimizer, arguments: dict[str, Any]) -> 
         raise ValueError("resume must be False when out is None: there is nothing to resume from")
     path = fit.out / CHECKPOINT
     if not path.exists():
-        fit.out.mkdir(parents=True, exist_ok=True)
         return []
     tensors, state = _read_safetensors(path, "state", ("step", "history", "model", "seed"))
     for name, value in ({"model": model.settings} | arguments).items():
